@@ -1,0 +1,1 @@
+"""Experiment binaries, one published claim each; run with `fedjax-het NAME`."""

@@ -1,0 +1,201 @@
+"""Compares methods: each tuned with equal effort, then run on fresh seeds.
+
+A run is one (learning rate, seed).  All runs of a method are one program
+(`core.sweep`): the rate is data, the seed brings its own initial weights and
+its own partition.  Tuning looks only at the clients' own test splits, never at
+the held-out data that the report shows.
+"""
+
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_het.core import evaluate, mesh, rounds, sweep
+from fedjax_het.core.errors import UserError
+from fedjax_het.core.types import Algorithm, Array, FederatedData, Model, Rows
+from fedjax_het.data import partition
+from fedjax_het.data.federated import federate
+from fedjax_het.data.sources import Dataset
+from fedjax_het.selection import uniform
+from fedjax_het.training.arms import Arm, arm_from_records
+from fedjax_het.training.run import train
+
+_TUNE_SEEDS = 1000  # tuning seeds start here: never the seeds of a report
+
+
+class Method(NamedTuple):
+  """name: as shown.
+
+  build: (learning rate f32[], may be traced) -> the algorithm.
+  rates: the learning rates to try; every method of a comparison has as many.
+  """
+
+  name: str
+  build: Callable[[Array], Algorithm]
+  rates: tuple[float, ...]
+
+
+class Setting(NamedTuple):
+  """What all methods of a comparison share.
+
+  dataset, partition ("dirichlet:0.5"), num_clients: the federated problem.
+  model: the network.
+  cohort_size, rounds, eval_every: the schedule.
+  workdir: where it is kept;  config: recorded with it, guards --resume.
+  options: further arguments of `training.run.train` (resume, overwrite, ...).
+  """
+
+  dataset: Dataset
+  partition: str
+  num_clients: int
+  model: Model
+  cohort_size: int
+  rounds: int
+  eval_every: int
+  workdir: pathlib.Path
+  config: Mapping[str, Any]
+  options: Mapping[str, Any] = {}
+
+
+class _Run(NamedTuple):
+  rate: Array
+  train: rounds.TrainState
+
+
+def compare(
+  setting: Setting,
+  methods: Sequence[Method],
+  *,
+  seeds: Sequence[int],
+  tune_seeds: int = 1,
+) -> tuple[list[Arm], dict[str, float]]:
+  """Tunes each method on seeds of its own and runs it on `seeds`.
+
+  Args:
+    setting: what they share.
+    methods: with grids of one length.
+    seeds: of the final runs.
+    tune_seeds: runs per rate while tuning; 0 takes the middle of each grid.
+
+  Returns:
+    (arms, the rate chosen for each).
+
+  Raises:
+    UserError: grids of different lengths, a schedule that does not fit, and
+      whatever `training.run.train` raises.
+  """
+  if len({len(method.rates) for method in methods}) > 1:
+    raise UserError("tune with equal effort: give every method as many rates")
+  if setting.rounds % setting.eval_every:
+    raise UserError(
+      f"--rounds={setting.rounds} is no multiple of "
+      f"--eval_every={setting.eval_every}: change one of them"
+    )
+  chosen = {}
+  if tune_seeds:
+    trial = [_TUNE_SEEDS + i for i in range(tune_seeds)]
+    data = _deal(setting, trial)
+    for method in methods:
+      chosen[method.name] = _tune(setting, method, data, trial)
+  else:
+    for method in methods:
+      chosen[method.name] = method.rates[len(method.rates) // 2]
+  data, arms = _deal(setting, seeds), []
+  for method in methods:
+    records = _run(
+      setting, method, "final", data, [chosen[method.name]], list(seeds)
+    )
+    arms.append(arm_from_records(method.name, records))
+  return arms, chosen
+
+
+def _tune(setting, method, data, seeds) -> float:
+  """The rate with the best mean accuracy on the clients' own splits."""
+  records = _run(setting, method, "tune", data, method.rates, seeds)
+  last = [r for r in records if "eval/client_mean" in r][-1]
+  score = np.array(last["eval/client_mean"]).reshape(len(method.rates), -1)
+  score = np.nan_to_num(score.mean(axis=1), nan=-1.0)
+  return method.rates[int(score.argmax())]
+
+
+def _run(setting, method, phase, data, rates, seeds):
+  """All (rate, seed) runs of one method; records hold lists over the runs."""
+  pairs = [(rate, seed) for rate in rates for seed in seeds]
+  clients = setting.num_clients
+
+  def start(pair):
+    rate, seed = pair
+    key = jax.random.key(seed)
+    state = rounds.init_state(method.build(rate), key, clients)
+    return _Run(rate, state)
+
+  def block(run, data):
+    algorithm = method.build(run.rate)
+    one = rounds.make_block(
+      rounds.make_round(algorithm, uniform(setting.cohort_size)),
+      setting.eval_every,
+      evaluate.make_evaluate(algorithm, setting.model),
+    )
+    state, history = one(run.train, data)
+    return _Run(run.rate, state), history
+
+  on_cpu = jax.default_backend() == "cpu"
+  each = jnp.tile(jnp.arange(len(seeds)), len(rates))
+  first = (
+    jnp.asarray([rate for rate, _ in pairs], jnp.float32),
+    jnp.asarray([seed for _, seed in pairs], jnp.uint32),
+  )
+  return train(
+    sweep.over_runs(
+      block,
+      mesh=mesh.client_mesh() if on_cpu and jax.device_count() > 1 else None,
+      own_partition=True,
+      vmap=not on_cpu,
+    ),
+    jax.jit(lambda pairs: jax.lax.map(start, pairs))(first),
+    data._replace(
+      train=Rows(*(leaf[each] for leaf in data.train)),
+      test=Rows(*(leaf[each] for leaf in data.test)),
+    ),
+    rounds_per_block=setting.eval_every,
+    num_blocks=setting.rounds // setting.eval_every,
+    workdir=setting.workdir / phase / method.name.replace(" ", "_"),
+    config={
+      **setting.config,
+      "method": method.name,
+      "rates": list(rates),
+      "seeds": seeds,
+    },
+    clients_per_round=setting.cohort_size * len(pairs),
+    num_seeds=len(pairs),
+    name=f"{phase} {method.name}",
+    **setting.options,
+  ).records
+
+
+def _deal(setting: Setting, seeds: Sequence[int]) -> FederatedData:
+  """One data set with a partition for each seed: rows [S, N, R]."""
+  dealt = []
+  for seed in seeds:
+    parts = partition.parse(
+      setting.partition, setting.dataset.train_y, setting.num_clients, seed
+    )
+    dealt.append(federate(setting.dataset, parts, seed=seed))
+  return dealt[0]._replace(
+    train=_stack([data.train for data in dealt]),
+    test=_stack([data.test for data in dealt]),
+  )
+
+
+def _stack(rows: Sequence[Rows]) -> Rows:
+  """Rows [N, R_s] of each seed as [S, N, max R_s]."""
+  width = max(row.index.shape[1] for row in rows)
+  index = [
+    jnp.pad(row.index, ((0, 0), (0, width - row.index.shape[1])))
+    for row in rows
+  ]
+  return Rows(jnp.stack(index), jnp.stack([row.count for row in rows]))

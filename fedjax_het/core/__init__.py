@@ -1,0 +1,1 @@
+"""Ground floor: the contract and the engine; imports nothing of ours."""

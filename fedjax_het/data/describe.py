@@ -1,0 +1,138 @@
+"""What a partition looks like: numbers, a table, a plot."""
+
+import os
+
+import numpy as np
+
+from fedjax_het.core.types import FederatedData
+from fedjax_het.data.federated import label_counts
+
+
+def effective_classes(counts: np.ndarray) -> np.ndarray:
+  """Perplexity of each client's labels: exp(-sum_k p_k log p_k).
+
+  Args:
+    counts: i[N, K], examples of each class.
+
+  Returns:
+    f64[N], from 1 (one class) to K (all classes alike).
+  """
+  p = counts / counts.sum(axis=1, keepdims=True)
+  log_p = np.log(p, out=np.zeros_like(p), where=p > 0)
+  return np.exp(-(p * log_p).sum(axis=1))
+
+
+def label_distance(counts: np.ndarray) -> np.ndarray:
+  """Total variation between each client's labels and all clients' together.
+
+  Args:
+    counts: i[N, K], examples of each class.
+
+  Returns:
+    f64[N]: the share of a client's examples that would have to change their
+    class, 0 (as everybody) to 1.
+  """
+  p = counts / counts.sum(axis=1, keepdims=True)
+  everybody = counts.sum(axis=0) / counts.sum()
+  return np.abs(p - everybody).sum(axis=1) / 2
+
+
+def summary(data: FederatedData) -> dict[str, np.ndarray]:
+  """Per-client figures of a federated data set.
+
+  Args:
+    data: the federated data set.
+
+  Returns:
+    name -> f64[N] or i64[N]: "examples" (train + test), "train examples",
+    "test examples", "classes", "effective classes" (see `effective_classes`),
+    "label distance" (see `label_distance`).
+  """
+  counts = label_counts(data)
+  return {
+    "examples": counts.sum(axis=1),
+    "train examples": np.asarray(data.train.count),
+    "test examples": np.asarray(data.test.count),
+    "classes": np.count_nonzero(counts, axis=1),
+    "effective classes": effective_classes(counts),
+    "label distance": label_distance(counts),
+  }
+
+
+def table(data: FederatedData) -> str:
+  """The summary as text: minimum, median and maximum over the clients.
+
+  Args:
+    data: the federated data set.
+
+  Returns:
+    Lines of equal width, without a newline at the end.
+  """
+  head = f"{data.num_clients} clients"
+  lines = [f"{head:<20}{'min':>10}{'median':>10}{'max':>10}"]
+  for name, values in summary(data).items():
+    form = ".2f" if values.dtype.kind == "f" else "g"
+    three = (values.min(), np.median(values), values.max())
+    lines.append(f"{name:<20}" + "".join(f"{v:>10{form}}" for v in three))
+  return "\n".join(lines)
+
+
+def plot_label_distribution(
+  data: FederatedData,
+  path: str | os.PathLike | None = None,
+  ax=None,
+  *,
+  max_clients: int = 100,
+):
+  """Draws each client's examples as a bar, stacked by class.
+
+  Args:
+    data: the federated data set.
+    path: where to write the picture (PNG, SVG, ...); None writes nothing.
+    ax: matplotlib axes to draw on; None makes a figure.
+    max_clients: of more clients, this many are drawn, evenly spaced by size.
+
+  Returns:
+    The matplotlib axes.
+  """
+  import matplotlib
+  from matplotlib.figure import Figure  # no pyplot: no global state, no window
+
+  counts = label_counts(data)
+  num_clients, num_classes = counts.shape
+  order = np.arange(num_clients)
+  label = "client"
+  if num_clients > max_clients:
+    by_size = np.argsort(counts.sum(axis=1), kind="stable")
+    pick = np.linspace(0, num_clients - 1, max_clients).round().astype(int)
+    order = by_size[pick]
+    label = f"{max_clients} of {num_clients} clients, by size"
+  if ax is None:
+    ax = Figure(figsize=(8, 4), layout="constrained").subplots()
+  colours = matplotlib.colormaps["tab20" if num_classes > 10 else "tab10"]
+  base = np.zeros(order.size)
+  for k in range(num_classes):
+    height = counts[order, k]
+    ax.bar(
+      np.arange(order.size),
+      height,
+      bottom=base,
+      width=1.0,
+      color=colours(k % colours.N),
+      label=str(k),
+    )
+    base += height
+  ax.set_xlabel(label)
+  ax.set_ylabel("examples")
+  ax.set_xlim(-0.5, order.size - 0.5)
+  if num_classes <= 20:
+    ax.legend(
+      title="class",
+      fontsize="small",
+      ncols=1,
+      loc="upper left",
+      bbox_to_anchor=(1.0, 1.0),
+    )
+  if path is not None:
+    ax.figure.savefig(path, dpi=120)
+  return ax

@@ -1,0 +1,1 @@
+"""What is kept, which sign it has, how it is packed."""

@@ -1,0 +1,1 @@
+"""Networks as two pure functions, `Model(init, apply)`."""

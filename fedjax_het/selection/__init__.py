@@ -1,0 +1,3 @@
+"""Who trains this round."""
+
+from fedjax_het.selection._uniform import uniform as uniform
