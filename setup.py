@@ -23,6 +23,8 @@ setup(
   name="fedjax-het",
   version=VERSION,
   description="A JAX toolkit for heterogeneous federated learning",
+  long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+  long_description_content_type="text/markdown",
   license_expression="Apache-2.0",
   license_files=["LICENSE"],
   classifiers=[
@@ -75,6 +77,7 @@ setup(
       "pytest-xdist>=3.6",
       "ruff>=0.17,<0.18",  # a new minor version may format otherwise
       "setuptools>=77",
+      "tensorboardX>=2.6.2",
     ],
   },
   entry_points={

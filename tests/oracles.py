@@ -115,6 +115,6 @@ def sign_training(
           step = m[i] / (1 - 0.9**t) / (np.sqrt(v[i] / (1 - 0.999**t)) + 1e-8)
           s[i] = s[i] - rate * step
       for i, si in enumerate(s):
-        votes[i] += n / counts.sum() * np.where(si >= 0, 1, -1)
-    mean = votes
+        votes[i] += n * np.where(si >= 0, 1, -1)  # whole numbers: exact ties
+    mean = [v / counts.sum() for v in votes]
   return [b * keep for b, keep in zip(mean, masks, strict=True)]

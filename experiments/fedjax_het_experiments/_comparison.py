@@ -95,6 +95,11 @@ def compare(
       f"--rounds={setting.rounds} is no multiple of "
       f"--eval_every={setting.eval_every}: change one of them"
     )
+  if setting.cohort_size > setting.num_clients:
+    raise UserError(
+      f"a cohort of {setting.cohort_size} from {setting.num_clients} clients: "
+      f"give --cohort_size in 1 to {setting.num_clients}"
+    )
   chosen = {}
   if tune_seeds:
     trial = [_TUNE_SEEDS + i for i in range(tune_seeds)]

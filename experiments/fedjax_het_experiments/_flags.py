@@ -135,9 +135,9 @@ def run(
   """Parses the flags, prepares JAX and exits with what `main` returns.
 
   Args:
-    main: gets `[program]`, as from `absl.app.run`.
+    main: gets `[program]`, as from `absl.app.run`; may be another binary's.
     unused: shared flags that the binary does not take.
-    **defaults: the binary's own defaults of shared flags.
+    **defaults: the binary's own defaults of any flags.
 
   Raises:
     SystemExit: code 2 after a mistake of the user or on a full disk.
@@ -146,8 +146,10 @@ def run(
     delattr(flags.FLAGS, name)
   for name, value in defaults.items():
     flags.FLAGS.set_default(name, value)
-  for flag in flags.FLAGS.get_key_flags_for_module(__name__):
-    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+  # --help lists the key flags of the main module: make these its own
+  for module in (__name__, main.__module__):
+    for flag in flags.FLAGS.get_key_flags_for_module(module):
+      flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
   jax.config.config_with_absl()  # --jax_debug_nans, ...; see --helpfull
 
   def prepared(argv: list[str]) -> int | None:

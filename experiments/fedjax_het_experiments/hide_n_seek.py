@@ -22,7 +22,13 @@ import optax
 from absl import flags
 
 from fedjax_het import models
-from fedjax_het.algorithms import fed_avg, fed_pm, hide_n_seek, masked_fed_avg
+from fedjax_het.algorithms import (
+  DOWNLINKS,
+  fed_avg,
+  fed_pm,
+  hide_n_seek,
+  masked_fed_avg,
+)
 from fedjax_het.data import sources
 from fedjax_het.masks.at_init import prune_at_init
 from fedjax_het.masks.tree import num_maskable
@@ -57,6 +63,13 @@ _EPOCHS = flags.DEFINE_integer(
 _BATCH = flags.DEFINE_integer(
   "hide_n_seek_batch", 50, "Examples in a local batch.", lower_bound=1
 )
+_DOWNLINK = flags.DEFINE_enum(
+  "hide_n_seek_downlink",
+  "count",
+  DOWNLINKS,
+  "What the sign arms send down: the mean in 32 bits a weight, the count of "
+  "votes (exact, one vote a client, a few bits), or the majority (1 bit).",
+)
 _TUNE_SEEDS = flags.DEFINE_integer(
   "hide_n_seek_tune_seeds",
   1,
@@ -84,7 +97,13 @@ def methods(model, input_shape) -> list[Method]:
 
   def signs(values):
     return lambda rate: hide_n_seek(
-      model, pruning, optimizer=optax.adam(rate), values=values, **local
+      model,
+      pruning,
+      optimizer=optax.adam(rate),
+      values=values,
+      downlink=_DOWNLINK.value,
+      cohort_size=_flags.COHORT_SIZE.value,
+      **local,
     )
 
   return [
@@ -98,8 +117,8 @@ def methods(model, input_shape) -> list[Method]:
       lambda rate: masked_fed_avg(model, pruning, optimizer=sgd(rate), **local),
       (0.003, 0.01, 0.03, 0.1),
     ),
-    Method(SIGN, signs((-1, 1)), (0.0125, 0.025, 0.05, 0.1)),
-    Method(BINARY, signs((0, 1)), (0.0125, 0.025, 0.05, 0.1)),
+    Method(SIGN, signs((-1, 1)), (0.025, 0.05, 0.1, 0.2)),
+    Method(BINARY, signs((0, 1)), (0.025, 0.05, 0.1, 0.2)),
     Method(
       FEDPM,
       lambda rate: fed_pm(model, optimizer=optax.adam(rate), **local),
@@ -224,6 +243,7 @@ def main(argv: list[str]) -> None:
     _MODEL,
     _EPOCHS,
     _BATCH,
+    _DOWNLINK,
   )
   setting = Setting(
     dataset=dataset,
@@ -248,7 +268,7 @@ def main(argv: list[str]) -> None:
     tune_seeds=_TUNE_SEEDS.value,
   )
   shapes = jax.eval_shape(model.init, jax.random.key(0))
-  summary = write_report(
+  write_report(
     workdir,
     f"HideNseek on {dataset.name}, {_PARTITION.value}",
     arms,
@@ -268,7 +288,6 @@ def main(argv: list[str]) -> None:
     ],
     target=_TARGET.value,
   )
-  print(f"summary: {summary}")
 
 
 if __name__ == "__main__":

@@ -13,13 +13,14 @@ import optax
 
 from fedjax_het.algorithms._fed_avg import fed_avg
 from fedjax_het.algorithms._fed_pm import fed_pm
-from fedjax_het.algorithms._hide_n_seek import hide_n_seek
+from fedjax_het.algorithms._hide_n_seek import DOWNLINKS, hide_n_seek
 from fedjax_het.algorithms._masked_fed_avg import masked_fed_avg
 from fedjax_het.core.errors import unknown
 from fedjax_het.core.types import Algorithm, Model
 from fedjax_het.masks.at_init import prune_at_init
 
 __all__ = [
+  "DOWNLINKS",
   "REGISTRY",
   "Entry",
   "example",

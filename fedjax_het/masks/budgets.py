@@ -43,7 +43,7 @@ def check_density(params: Params, density: float) -> None:
   """
   _check_range(density)
   sizes = _sizes(mask_tree.layer_shapes(params))
-  name = min(sizes, key=sizes.get)
+  name = min(sizes, key=lambda name: sizes[name])
   if density * sizes[name] < 1 - 1e-9:  # so that d = 1 / P_l passes
     # rounded up, so that the advice itself passes
     smallest = math.ceil(1e6 / sizes[name]) / 1e6

@@ -166,6 +166,7 @@ def _resolve(
     if scope == "layer":
       return budgets.counts(shapes, budgets.uniform(shapes, density))
     return budgets.surviving(scores, density)
+  assert keep is not None
   if isinstance(keep, Mapping):
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     if keep.keys() != sizes.keys() or any(

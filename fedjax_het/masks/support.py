@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from fedjax_het.core.types import Array, Params, PyTree
 from fedjax_het.masks import tree as mask_tree
@@ -80,7 +81,7 @@ def support_of(mask: PyTree, size: int) -> Support:
       as 0 and `place` drops.
   """
   flat = mask_tree.ravel(mask)
-  if not isinstance(flat, jax.core.Tracer):
+  if not isinstance(flat, Tracer):
     kept = int(mask_tree.num_kept(mask))
     if kept != size:
       raise ValueError(f"the mask keeps {kept} weights, not size={size}")

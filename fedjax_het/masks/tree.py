@@ -81,7 +81,7 @@ def apply_mask(params: Params, mask: PyTree) -> Params:
 
 def num_kept(mask: PyTree) -> Array:
   """Kept maskable weights, i32[]."""
-  return sum(_count(leaf) for leaf in layers(mask).values())
+  return sum(map(_count, layers(mask).values()), start=jnp.int32(0))
 
 
 def density(mask: PyTree) -> Array:

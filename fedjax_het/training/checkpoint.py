@@ -184,7 +184,7 @@ class Checkpointer:
 
   def _quality(self, metrics: Mapping[str, float]) -> float:
     """What "best" sorts by: NaN, of a run that diverged, is the worst."""
-    value = metrics[self._best_metric]
+    (value,) = metrics.values()
     return -math.inf if math.isnan(value) else value
 
   def _refuse_other(self, what: str, given: dict, stored: dict) -> None:
@@ -211,10 +211,12 @@ class Checkpointer:
 def _structure(state: PyTree) -> dict[str, str]:
   """Path -> dtype and shape of each leaf, e.g. {".w": "float32[4,5]"}."""
   leaves, _ = jax.tree.flatten_with_path(state)
-  return {
-    jax.tree_util.keystr(path) or "state": jax.typeof(leaf).str_short()
-    for path, leaf in leaves
-  }
+  kinds = {}
+  for path, leaf in leaves:
+    kind = jax.typeof(leaf)
+    shape = ",".join(map(str, kind.shape))
+    kinds[jax.tree_util.keystr(path) or "state"] = f"{kind.dtype}[{shape}]"
+  return kinds
 
 
 def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -57,6 +57,14 @@ if __name__ == "__main__":
   _flags.run(main, rounds=7, unused=("tensorboard",))
 '''
 
+PRESET = '''"""Runs the probe with other defaults."""
+
+from fedjax_het_experiments import _flags, probe
+
+if __name__ == "__main__":
+  _flags.run(probe.main, rounds=5, probe_mode="three")
+'''
+
 
 @pytest.fixture(scope="module")
 def fedjax_het(tmp_path_factory, source_env, request):
@@ -66,6 +74,7 @@ def fedjax_het(tmp_path_factory, source_env, request):
   source = request.config.rootpath / "experiments/fedjax_het_experiments"
   shutil.copytree(source, package)
   (package / "probe.py").write_text(PROBE)
+  (package / "preset.py").write_text(PRESET)
   (package / "_hidden.py").write_text('"""Not a binary."""')
   (package / "flagfiles").mkdir(exist_ok=True)
   (package / "flagfiles/probe.small.flags").write_text("--rounds=99\n")
@@ -222,8 +231,15 @@ def test_bugs_keep_their_traceback(run):
   assert "ValueError: this is a bug" in result.stderr
 
 
-def test_exit_codes(run):
-  assert run("probe", "--probe_mode=three").returncode == 3
+def test_a_binary_may_be_another_with_its_own_defaults(run):
+  result = run("preset")
+  assert result.returncode == 3
+  assert "rounds 5\n" in result.stdout
+  assert "workdir results/preset/digits\n" in result.stdout
+  assert "--probe_mode" in run("preset", "--help").stdout
+
+
+def test_interrupted(run):
   assert run("probe", "--probe_mode=interrupt").returncode == 130
 
 
@@ -232,4 +248,4 @@ def test_every_binary_explains_itself(name):
   tree = ast.parse(binaries()[name].read_text())
   headline = (ast.get_docstring(tree) or "").splitlines()[:1]
   assert headline and headline[0].endswith((".", "?")), name
-  assert "_flags.run(main" in ast.unparse(tree.body[-1]), name
+  assert "_flags.run(" in ast.unparse(tree.body[-1]), name

@@ -47,12 +47,15 @@ def test_mistakes_end_in_one_line_and_code_2(source_env, tmp_path):
   running = {}
   for flag in MISTAKES:
     workdir = tmp_path / str(len(running))
-    running[flag] = workdir, subprocess.Popen(
-      _command(flag, f"--workdir={workdir}"),
-      env=source_env,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
+    running[flag] = (
+      workdir,
+      subprocess.Popen(
+        _command(flag, f"--workdir={workdir}"),
+        env=source_env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+      ),
     )
   for flag, (workdir, process) in running.items():
     _, stderr = process.communicate(timeout=600)

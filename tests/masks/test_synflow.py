@@ -58,6 +58,23 @@ def model_of(net, *shape):
   return Model(lambda key: net.init(key, example), net.apply)
 
 
+def deep_model(depth, width):
+  """A chain of square layers under one scan, which compiles fast."""
+
+  def init(key):
+    normal = nn.initializers.he_normal()
+    return {
+      layer(i): normal(k, (width, width))
+      for i, k in enumerate(jax.random.split(key, depth))
+    }
+
+  def apply(params, x):
+    kernels = jnp.stack([params[layer(i)] for i in range(depth)])
+    return jax.lax.scan(lambda x, w: (nn.relu(x @ w), None), x, kernels)[0]
+
+  return Model(init, apply)
+
+
 def matrices(params):
   """Float64 kernels of a chain of dense layers, input first."""
   return [np.array(k, np.float64) for k in tree.layers(params).values()]
@@ -127,38 +144,47 @@ def test_mask_equals_the_textbook_in_float64(density, iterations):
   np.testing.assert_allclose(tree.ravel(scores), flat, rtol=1e-4)
 
 
-@pytest.mark.parametrize("scale", [1e-3, 30.0])
-def test_thirty_layers_rank_as_in_float64_though_flow_leaves_float32(scale):
-  """R is about 1e-61 and 1e73."""
-  model = model_of(Mlp((64,) * 29 + (10,)), 64)
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 1e2])
+def test_sixty_layers_rank_as_in_float64_though_flow_leaves_float32(scale):
+  """R is about 1e42, 1e-137 and 1e162."""
+  model = deep_model(60, 32)
   params = jax.tree.map(
     lambda p: p * jnp.float32(scale), model.init(jax.random.key(0))
   )
   weights = matrices(params)
-  total = np.ones(64)
+  total = np.ones(32)
   for w in weights:
     total = total @ np.abs(w)
-  assert not 1e-37 < total.sum() < 1e37
-  mask, scores = prune(model, (64,), 0.1, 20)(params, jax.random.key(1))
-  kept, flat = textbook(weights, 0.1, 20)
+  assert not 1e-38 < total.sum() < 1e38
+  mask, scores = prune(model, (32,), 0.2, 20)(params, jax.random.key(1))
+  kept, flat = textbook(weights, 0.2, 20)
   found = np.asarray(tree.ravel(mask))
-  # near ties are common among 120k scores: allow one weight in 10,000
-  assert (found != kept).sum() <= kept.size // 10_000
   assert found.sum() == kept.sum()
+  # Near ties are common among 60,000 scores: allow a few to swap.
+  assert (found != kept).sum() <= 6
   np.testing.assert_allclose(
     np.asarray(tree.ravel(scores))[found & kept], flat[found & kept], rtol=1e-2
   )
 
 
-def test_twenty_layers_of_width_512_stay_finite_and_connected():
-  model = model_of(Mlp((512,) * 19 + (10,)), 784)
+@pytest.mark.parametrize(
+  ("depth", "width", "density", "iterations"),
+  [(20, 512, 0.02, 4), (80, 48, 0.03, 20)],
+)
+def test_deep_networks_stay_finite_and_connected(
+  depth, width, density, iterations
+):
+  """Among few survivors the mean gain of a layer says little about the flow."""
+  model = deep_model(depth, width)
   params = model.init(jax.random.key(0))
-  mask, scores = prune(model, (784,), 0.02, 4)(params, jax.random.key(1))
+  mask, scores = prune(model, (width,), density, iterations)(
+    params, jax.random.key(1)
+  )
   assert np.isfinite(tree.ravel(scores)).all()
   assert bool(tree.no_layer_empty(mask))
-  assert int(tree.num_kept(mask)) == budgets.surviving(params, 0.02)
+  assert int(tree.num_kept(mask)) == budgets.surviving(params, density)
   np.testing.assert_allclose(
-    [s.sum() for s in tree.layers(scores).values()], np.ones(20), rtol=1e-4
+    [s.sum() for s in tree.layers(scores).values()], np.ones(depth), rtol=1e-4
   )
 
 
@@ -238,15 +264,23 @@ def test_signed_constants_tie_and_still_give_an_exact_density():
   assert (tree.ravel(first) != tree.ravel(other)).any()
 
 
-def test_pruned_weights_never_return_and_signs_do_not_matter():
+def test_pruned_weights_never_return_even_where_nothing_flows():
+  """50 -> 1 -> 60 units, equal weights: two steps prune the whole last layer.
+
+  The 50 inputs of the middle unit score 1/50 each and its 60 outputs 1/60, so
+  step 1 keeps 49 inputs and no output; then nothing flows and all tie at 0.
+  """
+  model = model_of(Mlp((1, 60), nn.initializers.ones), 50)
+  params = model.init(jax.random.key(0))
+  mask, scores = prune(model, (50,), 0.2, 2)(params, jax.random.key(1))
+  kept = [int(m.sum()) for m in tree.layers(mask).values()]
+  assert kept == [22, 0]
+  np.testing.assert_array_equal(tree.ravel(scores), np.zeros(110))
+
+
+def test_signs_do_not_matter():
   model = model_of(Mlp((16, 10)), 20)
   params = model.init(jax.random.key(0))
-  dead = jax.tree.map(jnp.copy, params)
-  # unit 0 feeds nothing: its 20 inputs score 0, like pruned weights
-  kernel = dead["params"]["layer_01"]["kernel"]
-  dead["params"]["layer_01"]["kernel"] = kernel.at[0].set(0.0)
-  mask, _ = prune(model, (20,), 0.95, 30)(dead, jax.random.key(1))
-  assert int(tree.num_kept(mask)) == round(0.95 * 480)
   run = prune(model, (20,), 0.2, 10)
   flipped = jax.tree.map(jnp.negative, params)
   jax.tree.map(

@@ -1,0 +1,1 @@
+"""Signs and bits in planar words, and back."""

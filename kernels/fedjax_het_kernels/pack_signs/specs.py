@@ -1,0 +1,34 @@
+"""Named shapes that the tests and the benchmark share."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Spec(NamedTuple):
+  """values f32[clients, size]; `bench` marks those that the benchmark runs."""
+
+  name: str
+  clients: int
+  size: int
+  bench: bool = False
+
+
+SPECS = (
+  Spec("no_parameters", 2, 0),
+  Spec("one_parameter", 1, 1),
+  Spec("below_a_lane_row", 3, 127),
+  Spec("one_tile", 2, 4096),
+  Spec("one_more_than_a_tile", 2, 4097),
+  Spec("mlp_784_64_10", 4, 50_890),
+  Spec("million", 100, 1_000_000, bench=True),
+)
+
+
+def inputs(spec: Spec) -> tuple[np.ndarray]:
+  """Seeded normal values with some zeros of both signs."""
+  rng = np.random.default_rng(0)
+  values = rng.standard_normal((spec.clients, spec.size), np.float32)
+  values[:, ::7] = 0.0
+  values[:, ::14] = -0.0
+  return (values,)

@@ -1,0 +1,1 @@
+"""Weighted votes over packed signs."""

@@ -1,0 +1,51 @@
+"""Named shapes that the tests and the benchmark share."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from fedjax_het_kernels.layout import num_words
+
+
+class Spec(NamedTuple):
+  """words u32[clients, W] of `size` signs, and weights.
+
+  weights: "equal" (None), "int" (sample counts), "float" or "zero".
+  bench: the benchmark runs it.
+  """
+
+  name: str
+  clients: int
+  size: int
+  weights: str
+  bench: bool = False
+
+
+SPECS = (
+  Spec("nobody", 0, 100, "int"),
+  Spec("no_parameters", 3, 0, "float"),
+  Spec("one_client", 1, 37, "float"),
+  Spec("two_clients", 2, 4097, "equal"),
+  Spec("less_than_a_block", 7, 129, "int"),
+  Spec("one_block", 8, 4096, "int"),
+  Spec("ragged", 13, 5000, "float"),
+  Spec("one_parameter", 9, 1, "equal"),
+  Spec("no_weight", 10, 300, "zero"),
+  Spec("mlp_784_64_10", 100, 50_890, "int"),
+  Spec("cnn_fedavg", 100, 1_663_370, "int", bench=True),
+  Spec("million", 1000, 1_000_000, "int", bench=True),
+)
+
+
+def inputs(spec: Spec) -> tuple[np.ndarray, np.ndarray | None]:
+  """Seeded random words (padding bits too: they are ignored) and weights."""
+  rng = np.random.default_rng(0)
+  shape = (spec.clients, num_words(spec.size))
+  words = rng.integers(0, 2**32, shape, dtype=np.uint32)
+  weights = {
+    "equal": None,
+    "int": rng.integers(1, 600, spec.clients, dtype=np.int32),
+    "float": rng.random(spec.clients, np.float32),
+    "zero": np.zeros(spec.clients, np.float32),
+  }[spec.weights]
+  return words, weights
