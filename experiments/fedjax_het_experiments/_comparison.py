@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_het.core import evaluate, mesh, rounds, sweep
+from fedjax_het.core import chunking, evaluate, mesh, rounds, sweep
 from fedjax_het.core.errors import UserError
 from fedjax_het.core.types import Algorithm, Array, FederatedData, Model, Rows
 from fedjax_het.data import partition
@@ -138,34 +138,41 @@ def _run(setting, method, phase, data, rates, seeds):
     state = rounds.init_state(method.build(rate), key, clients)
     return _Run(rate, state)
 
-  def block(run, data):
-    algorithm = method.build(run.rate)
-    one = rounds.make_block(
-      rounds.make_round(algorithm, uniform(setting.cohort_size)),
-      setting.eval_every,
-      evaluate.make_evaluate(algorithm, setting.model),
-    )
-    state, history = one(run.train, data)
-    return _Run(run.rate, state), history
-
   on_cpu = jax.default_backend() == "cpu"
+
+  def make(chunk):
+    def block(run, data):
+      algorithm = method.build(run.rate)
+      one = rounds.make_block(
+        rounds.make_round(algorithm, uniform(setting.cohort_size), chunk=chunk),
+        setting.eval_every,
+        evaluate.make_evaluate(algorithm, setting.model, chunk=chunk),
+      )
+      state, history = one(run.train, data)
+      return _Run(run.rate, state), history
+
+    return sweep.over_runs(
+      block,
+      mesh=mesh.client_mesh() if on_cpu and jax.device_count() > 1 else None,
+      own_partition=True,
+      vmap=not on_cpu,
+    )
+
   each = jnp.tile(jnp.arange(len(seeds)), len(rates))
   first = (
     jnp.asarray([rate for rate, _ in pairs], jnp.float32),
     jnp.asarray([seed for _, seed in pairs], jnp.uint32),
   )
+  states = jax.jit(lambda pairs: jax.lax.map(start, pairs))(first)
+  data = data._replace(
+    train=Rows(*(leaf[each] for leaf in data.train)),
+    test=Rows(*(leaf[each] for leaf in data.test)),
+  )
+  chunk = chunking.choose_chunk(make, (states, data), setting.cohort_size)
   return train(
-    sweep.over_runs(
-      block,
-      mesh=mesh.client_mesh() if on_cpu and jax.device_count() > 1 else None,
-      own_partition=True,
-      vmap=not on_cpu,
-    ),
-    jax.jit(lambda pairs: jax.lax.map(start, pairs))(first),
-    data._replace(
-      train=Rows(*(leaf[each] for leaf in data.train)),
-      test=Rows(*(leaf[each] for leaf in data.test)),
-    ),
+    make(chunk),
+    states,
+    data,
     rounds_per_block=setting.eval_every,
     num_blocks=setting.rounds // setting.eval_every,
     workdir=setting.workdir / phase / method.name.replace(" ", "_"),

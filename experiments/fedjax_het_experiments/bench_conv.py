@@ -53,6 +53,7 @@ LAYERS = {
   "cnn2": Layer(14, 32, 64, 5),
   "lenet2": Layer(14, 6, 16, 5),
   "resnet16": Layer(32, 16, 16, 3),
+  "resnet32": Layer(16, 32, 32, 3),
   "resnet64": Layer(8, 64, 64, 3),
   "resnet32/2": Layer(32, 16, 32, 3, 2),
 }
@@ -168,7 +169,7 @@ def main(argv: list[str]) -> None:
   rows = list(_rows(points))
   text = "\n".join(
     [
-      "# Formulations of a convolution: GFLOP/s flat / in a scan / under vmap\n",
+      "# Formulations of a convolution: GFLOP/s flat / scan / vmap\n",
       *(f"- {k}: {v}" for k, v in facts.items()),
       "- `output`: y; `image`, `filter`: the gradients by x and by w",
       "",

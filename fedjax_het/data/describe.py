@@ -97,6 +97,7 @@ def plot_label_distribution(
   """
   import matplotlib
   from matplotlib.figure import Figure  # no pyplot: no global state, no window
+  from matplotlib.ticker import MaxNLocator
 
   counts = label_counts(data)
   num_clients, num_classes = counts.shape
@@ -125,6 +126,7 @@ def plot_label_distribution(
   ax.set_xlabel(label)
   ax.set_ylabel("examples")
   ax.set_xlim(-0.5, order.size - 0.5)
+  ax.xaxis.set_major_locator(MaxNLocator(integer=True))
   if num_classes <= 20:
     ax.legend(
       title="class",

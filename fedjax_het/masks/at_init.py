@@ -34,7 +34,8 @@ def prune_at_init(
   """Builds a pruning at initialisation; the key of its mask decides ties.
 
   Args:
-    model: the network.
+    model: the network; for SynFlow of a network that normalises, its twin
+      without normalisation (see `masks.synflow`), on the same parameters.
     input_shape: shape of one example.
     density: d in (0, 1], share of the maskable weights that stay.
     by: "synflow" (iterative, data-agnostic), "magnitude", "random", or, with a
@@ -75,6 +76,7 @@ def prune_at_init(
       scores = saliency.magnitude(params)
     else:
       scores = saliency.random(key, params)
-    return select.top_k_mask(scores, key, density=density)
+    # a global ranking may empty a layer, through which nothing would flow
+    return select.top_k_mask(scores, key, density=density, min_per_layer=1)
 
   return Pruning(prune, density)

@@ -10,7 +10,7 @@ Normalisation by batch or layer statistics is not: the pass has one all-ones
 example, whose statistics mean nothing (the paper runs batch norm in eval mode
 with running statistics 0 and 1, that is as the identity).  For such a network
 pass a twin whose norm layers are the identity:
-`model._replace(apply=apply_without_norm)`.
+`models.resnet(..., norm="affine").apply` on the same parameters.
 
 Overflow: R grows as width^depth.  In a chain of layers R is homogeneous of
 degree one in every layer, so dividing layers by constants divides R and every

@@ -2,11 +2,11 @@
 
 import dataclasses
 
-import fedjax_het_kernels as kernels
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+import fedjax_het_kernels as kernels
 from fedjax_het.core.types import Array, Reducer
 
 

@@ -48,7 +48,9 @@ def conv2d(
 ) -> Array:
   """Two-dimensional convolution (cross-correlation), channels last.
 
-  y[b, p, q, o] = sum_{i, j, c} x[b, p s + i - l, q s' + j - l', c] w[i, j, c, o]
+  y[b, p, q, o] = sum_{i, j, c} x[b, p s + i - l, q s + j - l, c] w[i, j, c, o]
+
+  with strides s and low padding l of each axis.
 
   Args:
     x: [B, H, W, I], images.
@@ -56,9 +58,11 @@ def conv2d(
     padding: "SAME", "VALID", or ((low, high), (low, high)), each >= 0.
     strides: (vertical, horizontal).
     formulation: "lax" (XLA's own), "canonical" (the same sums, laid out so
-      that XLA CPU stays fast in loops; clients one by one), "im2col" (patches
-      and a matrix product), "winograd" (see `models.winograd`; stride 1, 3 to
-      5 taps); None picks the fastest that was measured, see `choose`.
+      that XLA CPU stays fast in loops), "im2col" (patches and a matrix
+      product), "winograd" (see `models.winograd`; stride 1, 3 to 5 taps);
+      None picks the fastest that was measured, see `choose`.  Under vmap over
+      clients with filters of their own, all but "lax" loop over the clients on
+      a CPU.
 
   Returns:
     [B, H', W', O].
@@ -86,6 +90,7 @@ def conv2d(
 
 
 def choose(
+  face: str,
   geometry: Geometry,
   channels: tuple[int, int],
   dtype: jnp.dtype,
@@ -96,6 +101,7 @@ def choose(
   """The formulation for `formulation=None`.
 
   Args:
+    face: "output", "image" or "filter", see `models.formulations`.
     geometry: of the convolution.
     channels: (I, O).
     dtype: of the operands.
@@ -107,12 +113,14 @@ def choose(
   """
   if not cpu:  # unmeasured; batched products rather than grouped convolutions
     return "im2col" if clients else "lax"
-  if _winograd_fits(geometry) and dtype == jnp.float32 and min(channels) >= 8:
+  if _winograd_fits(geometry) and dtype == jnp.float32 and min(channels) >= 32:
     tiles = [-(-out // winograd.TILE) for out in geometry.output]
     points = [taps + winograd.TILE - 1 for taps in geometry.filter]
     products = math.prod(tiles) * math.prod(points)
     if products <= math.prod(geometry.output) * math.prod(geometry.filter) / 2:
       return "winograd"
+  if face == "filter" and geometry.strides != (1, 1):
+    return "im2col"  # canonical multiplies by the zeros between the strides
   return "canonical"
 
 
@@ -167,17 +175,21 @@ def _abstract(a, b, *, face, geometry, formulation, clients):
 def _lowering(cpu: bool) -> Callable:
   def run(a, b, *, face, geometry, formulation, clients):
     if formulation is None:
-      image, filter_ = a.shape[-1], b.shape[-2:]
-      channels = (image, filter_[1]) if face == "filter" else filter_
+      # I and O are the last axes of x and g, or of w
+      filter_ = b.shape[-2:]
+      channels = (a.shape[-1], filter_[1]) if face == "filter" else filter_
       formulation = choose(
-        geometry, channels, a.dtype, cpu=cpu, clients=clients
+        face, geometry, channels, a.dtype, cpu=cpu, clients=clients
       )
-    how = FORMULATIONS[formulation]
 
     def one(a, b):
-      return getattr(how, face)(a, b, geometry)
+      return getattr(FORMULATIONS[formulation], face)(a, b, geometry)
 
-    return (how.over_clients(one) if clients else one)(a, b)
+    if not clients:
+      return one(a, b)
+    if cpu and formulation != "lax":  # "lax" stays XLA's own, to compare with
+      return lax.map(lambda pair: one(*pair), (a, b))
+    return jax.vmap(one)(a, b)
 
   return mlir.lower_fun(run, multiple_results=False)
 

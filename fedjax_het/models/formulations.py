@@ -46,22 +46,15 @@ class Geometry(NamedTuple):
 
 
 class Formulation(NamedTuple):
-  """The three faces, and how they run over clients with filters of their own.
+  """The three faces of one client's convolution.
 
   output: (x, w, geometry) -> y;  image: (g, w, geometry) -> dx;
   filter: (x, g, geometry) -> dw.
-  over_clients: like `jax.vmap`, for two operands with a leading client axis.
   """
 
   output: Callable[[Array, Array, Geometry], Array]
   image: Callable[[Array, Array, Geometry], Array]
   filter: Callable[[Array, Array, Geometry], Array]
-  over_clients: Callable[[Callable], Callable] = jax.vmap
-
-
-def one_by_one(function: Callable) -> Callable:
-  """Like `jax.vmap` for two operands, but a loop: one client at a time."""
-  return lambda a, b: lax.map(lambda pair: function(*pair), (a, b))
 
 
 def _lax_output(x: Array, w: Array, geometry: Geometry) -> Array:
@@ -135,9 +128,7 @@ def _canonical_filter(x: Array, g: Array, geometry: Geometry) -> Array:
 
 # Inside a loop XLA CPU has a fast path only for NHWC x HWIO -> NHWC; its own
 # gradients leave those layouts, the barriers keep these in them.
-CANONICAL = Formulation(
-  _lax_output, _canonical_image, _canonical_filter, one_by_one
-)
+CANONICAL = Formulation(_lax_output, _canonical_image, _canonical_filter)
 
 
 def _patches(x: Array, geometry: Geometry) -> Array:

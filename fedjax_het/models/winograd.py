@@ -13,7 +13,7 @@ the input channels, the elementwise products become n n matrix products
 one per point t of a tile.  The gradients are the exact adjoints of these
 lines, dU = V^T dM and dV = dM U^T.  A 5 x 5 filter needs 64 products per 4 x 4
 outputs instead of 400; nothing here is a convolution, so the speed in a loop
-and under vmap is that of (batched) matrix products.
+is that of matrix products.
 
 Accuracy: in float32 the error is about 1e-6 of the typical output for 3 taps
 and 3e-6 for 5 (root mean square; direct summation: 2e-7).  It is relative to
@@ -109,11 +109,7 @@ def _combine(matrix: np.ndarray, parts: Sequence[Array]) -> list[Array]:
   result = []
   for row in matrix:
     terms = [
-      part
-      if c == 1
-      else -part
-      if c == -1
-      else part * jnp.asarray(c, part.dtype)
+      part * jnp.asarray(c, part.dtype)
       for c, part in zip(row, parts, strict=True)
       if c
     ]
@@ -228,13 +224,10 @@ def _image(g: Array, w: Array, geometry: Geometry) -> Array:
 def _filter(x: Array, g: Array, geometry: Geometry) -> Array:
   down, across = _axes(geometry)
   v, m = _input_transform(x, down, across), _output_adjoint(g, down, across)
-  u = _untile_filter(_products(v, m, (1, 1)), down, across)
+  u = _products(v, m, (1, 1))
+  u = u.reshape(len(down.input), len(across.input), *u.shape[1:])
   w = jnp.stack(_combine(down.filter.T, _split(u, 0)))
   return jnp.stack(_combine(across.filter.T, _split(w, 1)), 1)
-
-
-def _untile_filter(u: Array, down: _Axis, across: _Axis) -> Array:
-  return u.reshape(len(down.input), len(across.input), *u.shape[1:])
 
 
 WINOGRAD = Formulation(_output, _image, _filter)

@@ -63,7 +63,8 @@ def from_flax(
 
 def _from_linen(module: nn.Module, input_shape: tuple[int, ...]) -> Model:
   def init(key: Key) -> Params:
-    variables = module.init(key, jnp.zeros((1, *input_shape)))
+    example = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
+    variables = module.lazy_init(key, example)
     _check_state(sorted(set(variables) - {"params"}))
     return variables.get("params", {})
 
