@@ -153,7 +153,7 @@ def _run(setting, method, phase, data, rates, seeds):
 
     return sweep.over_runs(
       block,
-      mesh=mesh.client_mesh() if on_cpu and jax.device_count() > 1 else None,
+      mesh=spread,
       own_partition=True,
       vmap=not on_cpu,
     )
@@ -163,11 +163,14 @@ def _run(setting, method, phase, data, rates, seeds):
     jnp.asarray([rate for rate, _ in pairs], jnp.float32),
     jnp.asarray([seed for _, seed in pairs], jnp.uint32),
   )
+  spread = mesh.client_mesh() if on_cpu and jax.device_count() > 1 else None
   states = jax.jit(lambda pairs: jax.lax.map(start, pairs))(first)
   data = data._replace(
     train=Rows(*(leaf[each] for leaf in data.train)),
     test=Rows(*(leaf[each] for leaf in data.test)),
   )
+  if spread is not None:
+    data = mesh.replicate(data, spread)  # not again for every block
   chunk = chunking.choose_chunk(make, (states, data), setting.cohort_size)
   return train(
     make(chunk),

@@ -52,7 +52,9 @@ def permute(key: Key, position: Array, length: Array) -> Array:
     )
     coin = _hash(jnp.maximum(element, mirror) ^ salts[r]) >> jnp.uint32(31)
     element = jnp.where(coin == jnp.uint32(1), mirror, element)
-  return element.astype(jnp.int32)
+  # Without the barrier XLA CPU of jax 0.11 fuses the rounds into the gather
+  # that follows, once for each use of each round: it compiles for hours.
+  return jax.lax.optimization_barrier(element.astype(jnp.int32))
 
 
 def _hash(x: Array) -> Array:
