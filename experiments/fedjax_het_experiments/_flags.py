@@ -177,9 +177,11 @@ def run(
 def setup_devices(count: int) -> None:
   """Sets the host devices and the compilation cache.
 
-  Call it before the first use of a JAX array.  One host device a core beats
-  one device with many threads: inside one small matmul there is nothing to
-  share.  --jax_num_cpu_devices, --jax_compilation_cache_dir and their
+  Call it before the first use of a JAX array.  The clients are
+  spread over one host device a core: inside one small matmul there is little
+  to share.  No XLA flag is set: in jaxlib 0.10.2 the devices share one pool of
+  as many threads, and --xla_cpu_multi_thread_eigen=false leaves it as it is.
+  --jax_num_cpu_devices, --jax_compilation_cache_dir and their
   environment variables win.
 
   Args:

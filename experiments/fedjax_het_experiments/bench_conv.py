@@ -13,7 +13,6 @@ Expected: experiments/results/bench_conv/.
 """
 
 import math
-import pathlib
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -22,15 +21,12 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from absl import flags
-from rich.console import Console
-from rich.table import Table
 
 from fedjax_het.core.errors import unknown
 from fedjax_het.core.types import Array
 from fedjax_het.models.conv import FORMULATIONS, conv2d
-from fedjax_het.training.files import write_json_atomic, write_text_atomic
-from fedjax_het.training.report import run_facts
 from fedjax_het_experiments import _flags
+from fedjax_het_experiments._bench_report import write_bench
 
 
 class Layer(NamedTuple):
@@ -159,32 +155,14 @@ def main(argv: list[str]) -> None:
       raise unknown("layer", name, LAYERS)
   started = time.monotonic()
   points = [point for name in _LAYERS.value for point in measure(name)]
-  facts = run_facts(seconds=time.monotonic() - started)
-  workdir = pathlib.Path(_flags.WORKDIR.value)
-  workdir.mkdir(parents=True, exist_ok=True)
-  write_json_atomic(
-    workdir / "results.json", {"facts": facts, "points": points}
+  write_bench(
+    "GFLOP/s of a convolution: flat / scan / vmap",
+    ("layer", "formulation", *FACES),
+    list(_rows(points)),
+    points,
+    seconds=time.monotonic() - started,
+    facts={"faces": "`output`: y; `image`, `filter`: gradients by x and w"},
   )
-  headings = ("layer", "formulation", *FACES)
-  rows = list(_rows(points))
-  text = "\n".join(
-    [
-      "# Formulations of a convolution: GFLOP/s flat / scan / vmap\n",
-      *(f"- {k}: {v}" for k, v in facts.items()),
-      "- `output`: y; `image`, `filter`: the gradients by x and by w",
-      "",
-      "| " + " | ".join(headings) + " |",
-      "|" + "---|" * len(headings),
-      *("| " + " | ".join(row) + " |" for row in rows),
-      "",
-    ]
-  )
-  write_text_atomic(workdir / "summary.md", text)
-  table = Table(*headings, title="GFLOP/s flat / scan / vmap")
-  for row in rows:
-    table.add_row(*row)
-  Console().print(table)
-  print(f"summary: {workdir / 'summary.md'}")
 
 
 def _rows(points: list[dict]) -> Iterator[tuple[str, ...]]:

@@ -26,14 +26,11 @@ from typing import NamedTuple
 
 import numpy as np
 from absl import flags
-from rich.console import Console
-from rich.table import Table
 
 from fedjax_het.core.errors import UserError
 from fedjax_het.data import partition, sources
-from fedjax_het.training.files import write_json_atomic, write_text_atomic
-from fedjax_het.training.report import run_facts
 from fedjax_het_experiments import _flags
+from fedjax_het_experiments._bench_report import write_bench
 
 _MODELS = flags.DEFINE_list("bench_engine_models", ["mlp", "cnn"], "Networks.")
 _COHORTS = flags.DEFINE_list(
@@ -159,31 +156,14 @@ def main(argv: list[str]) -> None:
               **result.rest,
             }
           )
-  facts = run_facts(seconds=time.monotonic() - started)
-  facts["sgemm peak"] = f"{peak:.0f} GFLOP/s"
-  workdir = pathlib.Path(_flags.WORKDIR.value)
-  workdir.mkdir(parents=True, exist_ok=True)
-  write_json_atomic(
-    workdir / "results.json", {"facts": facts, "points": points}
+  write_bench(
+    "Client-updates per second",
+    _HEADINGS,
+    list(_rows(points)),
+    points,
+    seconds=time.monotonic() - started,
+    facts={"sgemm peak": f"{peak:.0f} GFLOP/s"},
   )
-  rows = list(_rows(points))
-  text = "\n".join(
-    [
-      "# Client-updates per second\n",
-      *(f"- {k}: {v}" for k, v in facts.items()),
-      "",
-      "| " + " | ".join(_HEADINGS) + " |",
-      "|" + "---|" * len(_HEADINGS),
-      *("| " + " | ".join(row) + " |" for row in rows),
-      "",
-    ]
-  )
-  write_text_atomic(workdir / "summary.md", text)
-  table = Table(*_HEADINGS, title="client-updates per second")
-  for row in rows:
-    table.add_row(*row)
-  Console().print(table)
-  print(f"summary: {workdir / 'summary.md'}")
 
 
 _HEADINGS = (

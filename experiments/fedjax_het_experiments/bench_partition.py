@@ -14,12 +14,13 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 from rich.console import Console
 from rich.table import Table
 
 from fedjax_het.data import federated, partition
 from fedjax_het.data.sources import Dataset
+from fedjax_het_experiments import _flags
 
 _ROWS = flags.DEFINE_integer(
   "partition_rows", 60_000, "Rows to deal.", lower_bound=1_000
@@ -115,8 +116,7 @@ def flwr(labels: np.ndarray, clients: int) -> dict[str, float]:
 
 
 def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected argument {argv[1]!r}")
+  del argv
   labels = np.arange(_ROWS.value, dtype=np.int32) % _CLASSES.value
   mine = ours(labels, _CLIENTS.value, _REPEATS.value)
   other = flwr(labels, _CLIENTS.value) if _FLWR.value else {}
@@ -137,4 +137,21 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  _flags.run(
+    main,
+    unused=(
+      "workdir",
+      "dataset",
+      "data_dir",
+      "num_clients",
+      "cohort_size",
+      "rounds",
+      "eval_every",
+      "seeds",
+      "seed",
+      "resume",
+      "overwrite",
+      "devices",
+      "tensorboard",
+    ),
+  )

@@ -110,9 +110,9 @@ def summary_markdown(
   parts = [f"# {title}", "\n".join(f"- {k}: {v}" for k, v in facts.items())]
   if verdicts:
     rows = [_verdict_cells(verdict) for verdict in verdicts]
-    parts += ["## Verdicts", _markdown_table(_HEADINGS, rows)]
+    parts += ["## Verdicts", markdown_table(_HEADINGS, rows)]
   if arms:
-    parts += ["## Arms", _markdown_table(*arm_rows(arms))]
+    parts += ["## Arms", markdown_table(*arm_rows(arms))]
     parts.append(
       "Means over seeds with 95 % intervals (Student), also the bands in the "
       "plots; bytes are those of all clients over the whole run."
@@ -199,9 +199,11 @@ def _total(values: np.ndarray | None) -> str:
   return "-" if values is None else format_bytes(values[:, -1].mean())
 
 
-def _markdown_table(
+def markdown_table(
   headings: Sequence[str], rows: Sequence[Sequence[str]]
 ) -> str:
+  """A table in Markdown; bars and line breaks in cells are escaped."""
+
   def line(cells):
     # A bar or a line break in a cell would end it.
     safe = [cell.replace("|", "\\|").replace("\n", " ") for cell in cells]
