@@ -115,14 +115,30 @@ def runnable(layer: Layer, formulation: str, face: str, context: str):
   return (lambda: jax.block_until_ready(compiled(*arrays))), clients
 
 
+def clock() -> float:
+  """CPU-seconds on a CPU, to bear a busy machine; else wall time."""
+  if jax.default_backend() == "cpu":
+    return time.process_time()
+  return time.perf_counter()
+
+
+def matmul_gflop_per_s() -> float:
+  """Of a large float32 product, to compare with; the median of several."""
+  a = jax.numpy.ones((2048, 2048))
+  product = jax.jit(jax.numpy.matmul).lower(a, a).compile()
+  times = []
+  for _ in range(_REPEATS.value):
+    start = clock()
+    jax.block_until_ready(product(a, a))
+    times.append(clock() - start)
+  return 2e-9 * 2048**3 / statistics.median(times)
+
+
 def measure(name: str) -> Iterator[dict]:
   """The points of one layer; formulations take turns."""
   layer = LAYERS[name]
   gflop = 2e-9 * math.prod(
     (_BATCH.value, layer.side**2, layer.taps**2, layer.inputs, layer.outputs)
-  )
-  clock = (
-    time.process_time if jax.default_backend() == "cpu" else time.perf_counter
   )
   formulations = [
     f for f in FORMULATIONS if f != "winograd" or layer.stride == 1
@@ -153,7 +169,7 @@ def main(argv: list[str]) -> None:
   for name in _LAYERS.value:
     if name not in LAYERS:
       raise unknown("layer", name, LAYERS)
-  started = time.monotonic()
+  started, matmul = time.monotonic(), matmul_gflop_per_s()
   points = [point for name in _LAYERS.value for point in measure(name)]
   write_bench(
     "GFLOP/s of a convolution: flat / scan / vmap",
@@ -161,7 +177,11 @@ def main(argv: list[str]) -> None:
     list(_rows(points)),
     points,
     seconds=time.monotonic() - started,
-    facts={"faces": "`output`: y; `image`, `filter`: gradients by x and w"},
+    facts={
+      "faces": "`output`: y; `image`, `filter`: gradients by x and w",
+      "cores": f"{_flags.usable_cores()} usable by this process",
+      "matmul": f"{matmul:.0f} GFLOP/s, 2048 x 2048 float32",
+    },
   )
 
 

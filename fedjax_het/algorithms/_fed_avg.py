@@ -70,7 +70,7 @@ def fed_avg(
     )
     delta = jax.tree.map(lambda new, old: new - old, result.params, params)
     weight = data.count.astype("float32")
-    return Upload(delta, weight, (), {"loss": result.loss}, result.ok)
+    return Upload(delta, weight, (), {"loss": result.loss})
 
   def server(state, delta):
     gradient = jax.tree.map(lambda d: -d, delta)

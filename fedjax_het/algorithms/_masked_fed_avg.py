@@ -90,9 +90,7 @@ def masked_fed_avg(
     )
     delta = jax.tree.map(lambda new, old: new - old, result.params, start)
     weight = data.count.astype("float32")
-    return Upload(
-      _survivors(support, delta), weight, (), {"loss": result.loss}, result.ok
-    )
+    return Upload(_survivors(support, delta), weight, (), {"loss": result.loss})
 
   def server(state, reduced):
     kept, dense = _survivors(state.support, state.params)

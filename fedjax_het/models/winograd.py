@@ -28,6 +28,7 @@ References:
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import NamedTuple
@@ -84,7 +85,7 @@ def transforms(taps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   filter_, input_ = [], []
   for j, a in enumerate(points):
     others = points[:j] + points[j + 1 :]
-    scale = np.prod([a - b for b in others])
+    scale = math.prod(a - b for b in others)
     filter_.append([p / scale for p in powers[j][:taps]])
     input_.append([*_coefficients(others), Fraction(0)])
   filter_.append([Fraction(k == taps - 1) for k in range(taps)])

@@ -41,8 +41,10 @@ def from_flax(
   input_shape = tuple(input_shape)
   if not input_shape or min(input_shape) < 1:
     raise UserError(f"input_shape {input_shape}: give positive sizes")
-  wrap = _from_linen if isinstance(module, nn.Module) else _from_nnx
-  model = wrap(module, input_shape)
+  if isinstance(module, nn.Module):
+    model = _from_linen(module, input_shape)
+  else:
+    model = _from_nnx(module)
 
   def apply(params: Params, x: Array) -> Array:
     if x.shape[1:] != input_shape:
@@ -76,9 +78,7 @@ def _from_linen(module: nn.Module, input_shape: tuple[int, ...]) -> Model:
 
 def _from_nnx(
   module: nnx.Module | Callable[[nnx.Rngs], nnx.Module],
-  input_shape: tuple[int, ...],
 ) -> Model:
-  del input_shape  # an nnx module has its parameters already
   given = isinstance(module, nnx.Module)
 
   def split(key: Key):
