@@ -48,7 +48,8 @@ def ours(name: str, cohort: int, data: FederatedData):
   devices = mesh.client_mesh() if jax.device_count() > 1 else None
   if devices is not None:
     state, data = mesh.replicate((state, data), devices)
-  num_rounds = max(1, 1000 // cohort)  # a timing is a block
+  updates = 1000 if name == "mlp" else 100  # a timing is a block of rounds
+  num_rounds = max(1, updates // cohort)
 
   def make(chunk):
     run_round = rounds.make_round(
