@@ -7,7 +7,8 @@ suit 1,797 images of 8 x 8 pixels on two cores.  Learning rates were chosen by
 Command:
   fedjax-het demo
 Minutes: see experiments/README.md.
-Expected: all arms above 80 %, the sign arm's uplink 160 times under FedAvg's.
+Expected: FedAvg 97 %, the sign arms 85 to 89 %, FedPM 93 %; the sign arms' uplink
+160 times under FedAvg's.
 """
 
 from fedjax_het_experiments import _flags, hide_n_seek
