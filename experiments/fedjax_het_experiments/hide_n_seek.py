@@ -31,6 +31,7 @@ from fedjax_het.algorithms import (
 )
 from fedjax_het.data import sources
 from fedjax_het.masks.at_init import prune_at_init
+from fedjax_het.masks.budgets import check_density
 from fedjax_het.masks.tree import num_maskable
 from fedjax_het.training.report import write_report
 from fedjax_het.training.stats import (
@@ -232,6 +233,8 @@ def main(argv: list[str]) -> None:
   model = models.build(
     _MODEL.value, input_shape, dataset.num_classes, use_bias=False, **options
   )
+  shapes = jax.eval_shape(model.init, jax.random.key(0))
+  check_density(shapes, _DENSITY.value)  # before an arm without a mask trains
   workdir = pathlib.Path(_flags.WORKDIR.value)
   decisive = (
     _flags.DATASET,
@@ -267,7 +270,6 @@ def main(argv: list[str]) -> None:
     seeds=_flags.SEEDS.value,
     tune_seeds=_TUNE_SEEDS.value,
   )
-  shapes = jax.eval_shape(model.init, jax.random.key(0))
   write_report(
     workdir,
     f"HideNseek on {dataset.name}, {_PARTITION.value}",

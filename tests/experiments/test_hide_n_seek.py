@@ -57,9 +57,12 @@ def test_mistakes_end_in_one_line_and_code_2(source_env, tmp_path):
         text=True,
       ),
     )
-  for flag, (workdir, process) in running.items():
-    _, stderr = process.communicate(timeout=600)
-    assert process.returncode == 2, (flag, stderr)
+  ended = {
+    flag: (workdir, process.communicate(timeout=600)[1], process.returncode)
+    for flag, (workdir, process) in running.items()
+  }
+  for flag, (workdir, stderr, code) in ended.items():
+    assert code == 2, (flag, stderr)
     lines = stderr.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: "), stderr
     assert MISTAKES[flag] in lines[0]
