@@ -116,7 +116,7 @@ def run_cohort(
   states, cohort = done
   target = jnp.where(work.real, work.id, data.num_clients)  # padding: no client
   clients = jax.tree.map(
-    lambda all, new: all.at[target].set(new, mode="drop"), clients, states
+    lambda old, new: old.at[target].set(new, mode="drop"), clients, states
   )
   slots = jnp.arange(work.place.shape[0])
   slot = jnp.zeros_like(ids).at[work.place].set(slots, mode="drop")
