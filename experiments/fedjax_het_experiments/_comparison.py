@@ -20,7 +20,7 @@ from fedjax_het.core.types import Algorithm, Array, FederatedData, Model, Rows
 from fedjax_het.data import partition
 from fedjax_het.data.federated import federate
 from fedjax_het.data.sources import Dataset
-from fedjax_het.selection import uniform
+from fedjax_het.selection import check_cohort_size, uniform
 from fedjax_het.training.arms import Arm, arm_from_records
 from fedjax_het.training.run import train
 
@@ -95,11 +95,7 @@ def compare(
       f"--rounds={setting.rounds} is no multiple of "
       f"--eval_every={setting.eval_every}: change one of them"
     )
-  if setting.cohort_size > setting.num_clients:
-    raise UserError(
-      f"a cohort of {setting.cohort_size} from {setting.num_clients} clients: "
-      f"give --cohort_size in 1 to {setting.num_clients}"
-    )
+  check_cohort_size(setting.cohort_size, setting.num_clients)
   chosen = {}
   if tune_seeds:
     trial = [_TUNE_SEEDS + i for i in range(tune_seeds)]
@@ -139,6 +135,7 @@ def _run(setting, method, phase, data, rates, seeds):
     return _Run(rate, state)
 
   on_cpu = jax.default_backend() == "cpu"
+  spread = mesh.client_mesh() if on_cpu and jax.device_count() > 1 else None
 
   def make(chunk):
     def block(run, data):
@@ -163,7 +160,6 @@ def _run(setting, method, phase, data, rates, seeds):
     jnp.asarray([rate for rate, _ in pairs], jnp.float32),
     jnp.asarray([seed for _, seed in pairs], jnp.uint32),
   )
-  spread = mesh.client_mesh() if on_cpu and jax.device_count() > 1 else None
   states = jax.jit(lambda pairs: jax.lax.map(start, pairs))(first)
   data = data._replace(
     train=Rows(*(leaf[each] for leaf in data.train)),

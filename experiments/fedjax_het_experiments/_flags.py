@@ -125,6 +125,20 @@ TENSORBOARD = flags.DEFINE_bool(
   "tensorboard", False, "Also write TensorBoard event files."
 )
 
+# The shared flags of a federated run; a benchmark takes none of them.
+OF_A_RUN = (
+  "dataset",
+  "num_clients",
+  "cohort_size",
+  "rounds",
+  "eval_every",
+  "seeds",
+  "seed",
+  "resume",
+  "overwrite",
+  "tensorboard",
+)
+
 
 def run(
   main: Callable[[list[str]], int | None],

@@ -199,20 +199,4 @@ def _rows(points: list[dict]) -> Iterator[tuple[str, ...]]:
 
 
 if __name__ == "__main__":
-  _flags.run(
-    main,
-    unused=(
-      "dataset",
-      "data_dir",
-      "num_clients",
-      "cohort_size",
-      "rounds",
-      "eval_every",
-      "seeds",
-      "seed",
-      "resume",
-      "overwrite",
-      "devices",
-      "tensorboard",
-    ),
-  )
+  _flags.run(main, unused=(*_flags.OF_A_RUN, "data_dir", "devices"))

@@ -199,18 +199,4 @@ def _rows(points):
 
 
 if __name__ == "__main__":
-  _flags.run(
-    main,
-    unused=(
-      "dataset",
-      "num_clients",
-      "cohort_size",
-      "rounds",
-      "eval_every",
-      "seeds",
-      "seed",
-      "resume",
-      "overwrite",
-      "tensorboard",
-    ),
-  )
+  _flags.run(main, unused=_flags.OF_A_RUN)

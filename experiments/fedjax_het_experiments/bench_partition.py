@@ -137,21 +137,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  _flags.run(
-    main,
-    unused=(
-      "workdir",
-      "dataset",
-      "data_dir",
-      "num_clients",
-      "cohort_size",
-      "rounds",
-      "eval_every",
-      "seeds",
-      "seed",
-      "resume",
-      "overwrite",
-      "devices",
-      "tensorboard",
-    ),
-  )
+  _flags.run(main, unused=(*_flags.OF_A_RUN, "workdir", "data_dir", "devices"))

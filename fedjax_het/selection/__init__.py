@@ -1,3 +1,5 @@
 """Who trains this round."""
 
-from fedjax_het.selection._uniform import uniform as uniform
+from fedjax_het.selection._uniform import check_cohort_size, uniform
+
+__all__ = ["check_cohort_size", "uniform"]
