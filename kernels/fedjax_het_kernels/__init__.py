@@ -16,6 +16,7 @@ from fedjax_het_kernels.sign_votes.op import (
   accumulate_votes,
   finish_votes,
   sign_votes,
+  vote_step,
 )
 
 __all__ = [
@@ -27,4 +28,5 @@ __all__ = [
   "sign_votes",
   "unpack_bits",
   "unpack_signs",
+  "vote_step",
 ]

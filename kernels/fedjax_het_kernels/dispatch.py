@@ -1,34 +1,38 @@
 """Which implementation of an op runs, and what a wrong name is told."""
 
-from collections.abc import Callable
+import os
 
-IMPLEMENTATIONS = ("xla", "triton")
+IMPLEMENTATIONS = ("xla", "triton", "interpret")
+VARIABLE = "FEDJAX_HET_KERNELS"
 
 
-def choose(op: str, implementation: str | None, **available: Callable):
-  """The function that implements `op`.
+def resolve(op: str, implementation: str | None) -> str | None:
+  """The implementation to run.
 
   Args:
     op: its name, for the message.
-    implementation: one of `IMPLEMENTATIONS`, or None for the default, "xla".
-    **available: the implementations that this op has, by name.
+    implementation: one of
+
+      None         Triton where XLA lowers for CUDA and triton is installed,
+                   plain JAX everywhere else; the environment variable
+                   FEDJAX_HET_KERNELS may name another default
+      "xla"        plain JAX
+      "triton"     Triton; lowering for anything but CUDA is an error
+      "interpret"  the Triton kernel in Triton's interpreter, on the host: slow,
+                   for tests (see bridge/interpret.py)
 
   Returns:
-    The chosen function.
+    One of `IMPLEMENTATIONS`, or None.
 
   Raises:
     ValueError: the name is unknown.
-    NotImplementedError: the name is known, but this op has no such kernel.
   """
-  name = "xla" if implementation is None else implementation
-  if name not in IMPLEMENTATIONS:
+  name, given = implementation, "implementation"
+  if name is None:
+    name, given = os.environ.get(VARIABLE) or None, VARIABLE
+  if name is not None and name not in IMPLEMENTATIONS:
     raise ValueError(
-      f"{op}: unknown implementation {name!r}; allowed are None and"
+      f"{op}: unknown {given} {name!r}; allowed are None and"
       f" {', '.join(map(repr, IMPLEMENTATIONS))}"
     )
-  if name not in available:
-    raise NotImplementedError(
-      f"{op}: implementation={name!r} is not available yet in this version;"
-      f" give None or one of {', '.join(map(repr, available))}"
-    )
-  return available[name]
+  return name

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from fedjax_het_kernels.layout import num_words
@@ -49,3 +50,23 @@ def inputs(spec: Spec) -> tuple[np.ndarray, np.ndarray | None]:
     "zero": np.zeros(spec.clients, np.float32),
   }[spec.weights]
   return words, weights
+
+
+def _aot(weights, rows=1, clients=1000, size=10_000_000):
+  """What compiling needs of `sign_votes` with these weights."""
+  words = jax.ShapeDtypeStruct((clients, num_words(size)), "uint32")
+  static = {"fields": ("words",), "size": size, "output": "mean"}
+  if weights is None:
+    return (words,), static
+  static["fields"] = ("words", "weights")
+  return (words, jax.ShapeDtypeStruct((rows, clients), weights)), static
+
+
+AOT = (
+  ("equal", "VOTES", *_aot(None)),
+  ("uint8", "VOTES", *_aot("uint8")),
+  ("uint16", "VOTES", *_aot("uint16")),
+  ("float32", "VOTES", *_aot("float32")),
+  ("int32", "VOTES", *_aot("int32")),
+  ("clusters", "VOTES", *_aot("float32", rows=5)),
+)
