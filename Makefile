@@ -46,11 +46,21 @@ define pip_install
 @touch $@
 endef
 
+# Lowering for CUDA without a GPU needs the launcher in JAX's CUDA plugin (8 MB),
+# and none of the gigabytes that it depends on.  Its tests skip without it.
+define cuda_launcher
+version=$$($(BIN)/python -c 'import jaxlib; print(jaxlib.__version__)'); \
+$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps \
+  "jax-cuda13-plugin==$$version" 2> /dev/null || \
+  echo "no jax-cuda13-plugin $$version: tests of the CUDA lowering will be skipped"
+endef
+
 $(VENV)/.installed: $(STATED) | $(BIN)/pip
 	$(call pip_install,.)
 
 $(VENV)/.installed-test: $(STATED) | $(BIN)/pip
 	$(call pip_install,.[test])
+	@$(cuda_launcher)
 	@touch $(VENV)/.installed
 
 $(BIN)/pip:

@@ -78,6 +78,8 @@ setup(
       "ruff>=0.17,<0.18",  # a new minor version may format otherwise
       "setuptools>=77",
       "tensorboardX>=2.6.2",
+      # compiles and interprets the kernels; not needed to run on a CPU
+      "triton>=3.7; sys_platform == 'linux' and platform_machine == 'x86_64'",
     ],
   },
   entry_points={

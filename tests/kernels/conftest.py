@@ -1,7 +1,37 @@
-"""The planar layout again, by other means than the package's."""
+"""The planar layout again, by other means; Triton's interpreter for all."""
+
+import importlib.util
+import os
+
+# Before anything imports triton; tests that compile do so in subprocesses.
+os.environ["TRITON_INTERPRET"] = "1"
 
 import numpy as np
 import pytest
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+
+
+@pytest.fixture(scope="session")
+def interpreter():
+  """Skips where Triton's interpreter cannot run."""
+  if not HAS_TRITON:
+    pytest.skip('triton is not installed: pip install "fedjax-het[test]"')
+  from fedjax_het_kernels.bridge import interpret
+
+  try:
+    interpret.check_environment()
+  except RuntimeError as error:
+    pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def compile_env(source_env):
+  """Environment of a subprocess in which Triton compiles."""
+  if not HAS_TRITON:
+    pytest.skip('triton is not installed: pip install "fedjax-het[test]"')
+  env = {k: v for k, v in source_env.items() if k != "TRITON_INTERPRET"}
+  return {**env, "JAX_PLATFORMS": "cpu"}
 
 
 @pytest.fixture(scope="session")

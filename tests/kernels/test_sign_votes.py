@@ -169,6 +169,50 @@ def test_vmap(pack_planar):
     np.testing.assert_array_equal(only_weights[s], votes(words[0], weights[s]))
 
 
+def test_keep_and_several_weightings(pack_planar):
+  signs, words, weights = case(pack_planar, 13, 4200, dtype=np.float32)
+  kept = np.random.default_rng(4).random(4200) < 0.3
+  keep = pack_planar(kept)
+  mean = kernels.sign_votes(words, weights, size=4200, keep=keep)
+  np.testing.assert_allclose(
+    mean, np.where(kept, oracle(signs, weights) / weights.sum(), 0), atol=1e-6
+  )
+  majority = kernels.sign_votes(
+    words, weights, size=4200, keep=keep, output="majority"
+  )
+  np.testing.assert_array_equal(
+    majority, pack_planar(kept & (oracle(signs, weights) >= 0))
+  )
+  several = np.stack([weights, weights[::-1], np.zeros_like(weights)])
+  total = weights.sum(dtype=np.float64)
+  sums = kernels.sign_votes(words, several, size=4200, output="sum")
+  for row, one in zip(sums, several, strict=True):
+    np.testing.assert_allclose(row, oracle(signs, one), atol=1e-6 * total)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_small_integers_are_exact(pack_planar, dtype):
+  signs, words, _ = case(pack_planar, 21, 300)
+  weights = np.random.default_rng(5).integers(0, np.iinfo(dtype).max, 21)
+  votes = kernels.sign_votes(
+    words, weights.astype(dtype), size=300, output="sum"
+  )
+  np.testing.assert_array_equal(votes, oracle(signs, weights))
+
+
+def test_step(pack_planar):
+  signs, words, weights = case(pack_planar, 6, 130)
+  scores = np.random.default_rng(6).normal(size=130).astype(np.float32)
+  new, packed = kernels.vote_step(scores, words, weights, learning_rate=0.5)
+  expected = scores + 0.5 * oracle(signs, weights) / weights.sum()
+  np.testing.assert_allclose(new, expected, rtol=1e-5, atol=1e-6)
+  np.testing.assert_array_equal(packed, pack_planar(np.asarray(new) >= 0))
+  with pytest.raises(ValueError, match=r"float32\[P\], not float64"):
+    kernels.vote_step(expected, words, learning_rate=0.5)
+  with pytest.raises(ValueError, match=r"weights must be \[N\]"):
+    kernels.vote_step(scores, words, weights[None], learning_rate=0.5)
+
+
 @pytest.mark.parametrize("dtype", [np.int32, np.float32])
 def test_shard_map(pack_planar, dtype):
   """Clients over 8 devices: local sums, then psum."""
@@ -227,24 +271,24 @@ ONES = np.ones(3, np.float32)
     (WORDS[0], None, {}, r"\[N, W\]"),
     (WORDS.astype(np.int32), None, {}, "must be uint32"),
     (WORDS, None, {"size": 4097}, "do not hold 4097 signs"),
-    (WORDS, ONES[:2], {}, r"need weights float32\[3\]"),
+    (
+      WORDS,
+      ONES[:2],
+      {},
+      r"3 clients need weights \[3\] or \[K, 3\], not \[2\]",
+    ),
+    (WORDS, ONES[None, None], {}, r"need weights \[3\]"),
     (WORDS, ONES.astype(np.float16), {}, "int32 or float32, not float16"),
+    (WORDS, None, {"keep": WORDS}, r"keep must be \[W\]"),
+    (WORDS, None, {"keep": WORDS[0, :9]}, "keep: words .* do not hold 5"),
     (WORDS, -ONES, {}, "not negative"),
     (WORDS, None, {"output": "median"}, "'mean', 'sum', 'majority'"),
-    (WORDS, None, {"implementation": "xIa"}, "None and 'xla', 'triton'"),
+    (WORDS, None, {"implementation": "xIa"}, "allowed are None and 'xla'"),
   ],
 )
 def test_wrong_arguments(words, weights, options, message):
   with pytest.raises(ValueError, match=message):
     kernels.sign_votes(words, weights, **{"size": 5, **options})
-
-
-def test_implementations():
-  np.testing.assert_array_equal(
-    kernels.sign_votes(WORDS, size=5, implementation="xla"), -np.ones(5)
-  )
-  with pytest.raises(NotImplementedError, match="triton.*not available yet"):
-    kernels.sign_votes(WORDS, size=5, implementation="triton")
 
 
 def test_sums_and_weights_have_one_dtype():

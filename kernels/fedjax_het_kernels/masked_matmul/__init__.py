@@ -1,0 +1,1 @@
+"""Products with weights under a packed mask, and the masks' training step."""
