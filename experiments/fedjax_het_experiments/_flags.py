@@ -102,11 +102,9 @@ SEEDS = flags.DEFINE(
   _SeedsParser(),
   "seeds",
   5,
-  "Seeds that are trained at once: a count, or a list such as 3,7,9.",
+  "Seeds that are trained at once, of weights, draws and who holds which"
+  " examples: a count, or a list such as 3,7,9.",
   serializer=_SeedsSerializer(),
-)
-SEED = flags.DEFINE_integer(
-  "seed", 0, "Seed of the data: who holds which examples.", lower_bound=0
 )
 RESUME = flags.DEFINE_bool(
   "resume", False, "Go on from the checkpoint in --workdir, if there is one."
@@ -133,7 +131,6 @@ OF_A_RUN = (
   "rounds",
   "eval_every",
   "seeds",
-  "seed",
   "resume",
   "overwrite",
   "tensorboard",

@@ -143,7 +143,9 @@ class MetricsWriter:
       UserError: if the disk is full; the file is then as before.
     """
     records = list(records)
-    text = "".join(json.dumps(r, allow_nan=False) + "\n" for r in records)
+    text = "".join(
+      json.dumps(_null_for_nan(r), allow_nan=False) + "\n" for r in records
+    )
     with storage_errors(self._path), open(self._path, "ab", 0) as file:
       size = file.tell()
       try:
@@ -221,9 +223,16 @@ def _listed(value: np.ndarray | np.generic | list) -> Any:
   if value.dtype.kind != "f":  # bfloat16 and its kin
     value = value.astype(np.float32)
   short = value.astype(str).astype(np.float64)
-  plain = short.astype(object)
-  plain[~np.isfinite(short)] = None
-  return plain.tolist()
+  # NaN, not Inf, so that fresh records equal those read back from the file.
+  return np.where(np.isfinite(short), short, np.nan).tolist()
+
+
+def _null_for_nan(value: Any) -> Any:
+  if isinstance(value, dict):
+    return {name: _null_for_nan(part) for name, part in value.items()}
+  if isinstance(value, list):
+    return [_null_for_nan(part) for part in value]
+  return None if isinstance(value, float) and value != value else value
 
 
 def _nan_for_null(value: Any) -> Any:

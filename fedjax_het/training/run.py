@@ -94,9 +94,16 @@ def train(
 
   Raises:
     UserError: results that are in the way, a checkpoint of another
-      configuration, a full disk, a workdir in use by another process.
+      configuration, a full disk, a workdir in use by another process; more
+      than one process under jax.distributed.
     Interrupted: after a signal; exits with 128 + its number.
   """
+  if jax.process_count() > 1:
+    raise UserError(
+      f"training.run.train is for one process, and this is one of"
+      f" {jax.process_count()}: jit core.rounds.make_block yourself (see"
+      " tests/core/two_processes.py), or run one process over local devices"
+    )
   started = time.monotonic()
   workdir = pathlib.Path(workdir)
   total = rounds_per_block * num_blocks

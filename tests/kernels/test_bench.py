@@ -5,7 +5,9 @@ import json
 import jax.numpy as jnp
 import pytest
 
-from fedjax_het_kernels import bench
+from fedjax_het_kernels.bench import __main__ as bench
+from fedjax_het_kernels.bench import measure
+from fedjax_het_kernels.sign_votes import rivals
 
 
 def run(tmp_path, op, spec):
@@ -27,6 +29,8 @@ def test_writes_json_and_tables(op, spec, tmp_path, capsys):
   for row in others:
     ratio = row["wall_ms"] / ours["wall_ms"]
     assert row["ours_faster_wall"] == pytest.approx(ratio)
+    assert row["of_copy"] == pytest.approx(ours["of_copy"] / ratio)
+  assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
   tables = (tmp_path / "results/README.md").read_text()
   assert f"**{op}, {spec}**" in tables and result["device"] in tables
   assert "| ours |" in capsys.readouterr().out
@@ -36,7 +40,7 @@ def wrong(name):
   """sign_votes with one variant that is off by 1e-3 somewhere."""
 
   def variants(spec):
-    found = bench.votes_rivals.variants(spec)
+    found = rivals.variants(spec)
     prepare, right = found[name]
     found[name] = (prepare, lambda *args: right(*args).at[1].add(1e-3))
     return found
@@ -62,7 +66,7 @@ def test_no_ratio_for_a_wrong_rival(tmp_path, monkeypatch):
 
 
 def test_nan_counts_as_wrong():
-  row = bench.bench_variant(
+  row = measure.bench_variant(
     lambda x: (x,), lambda x: x * jnp.nan, (jnp.ones(3),), 1.0, 1e-5, 1
   )
   assert row["correct"] is False

@@ -207,8 +207,8 @@ def test_step(pack_planar):
   expected = scores + 0.5 * oracle(signs, weights) / weights.sum()
   np.testing.assert_allclose(new, expected, rtol=1e-5, atol=1e-6)
   np.testing.assert_array_equal(packed, pack_planar(np.asarray(new) >= 0))
-  with pytest.raises(ValueError, match=r"float32\[P\], not float64"):
-    kernels.vote_step(expected, words, learning_rate=0.5)
+  with pytest.raises(ValueError, match=r"float32\[P\], not int32"):
+    kernels.vote_step(jnp.arange(130), words, learning_rate=0.5)
   with pytest.raises(ValueError, match=r"weights must be \[N\]"):
     kernels.vote_step(scores, words, weights[None], learning_rate=0.5)
 

@@ -75,7 +75,7 @@ def test_records_of_one_seed():
   assert got == [
     {"round": 4, "loss": 0.1, "n": 1},
     {"round": 5, "loss": 0.2, "n": 2},
-    {"round": 6, "loss": None, "n": 3},
+    {"round": 6, "loss": pytest.approx(math.nan, nan_ok=True), "n": 3},
     {"round": 6, "eval/accuracy": 0.7, "eval/client/a": [0, 1]},
   ]
 
@@ -155,6 +155,21 @@ def test_a_broken_line_is_named(tmp_path, line):
 def test_truncating_nothing_is_nothing(tmp_path):
   metrics.truncate_after(tmp_path / "absent", 3)
   assert not (tmp_path / "absent").exists()
+
+
+def test_fresh_records_are_those_that_are_read_back(tmp_path):
+  """Also of a run that diverged: NaN and Inf are both NaN, never None."""
+  rounds = {"loss": np.float32([[0.1, np.nan], [np.inf, 2.0]])}
+  fresh = metrics.block_records(
+    rounds, {}, first_round=1, num_rounds=2, num_seeds=2
+  )
+  path = tmp_path / "metrics.jsonl"
+  with metrics.MetricsWriter(path, num_seeds=2) as writer:
+    writer.write(fresh)
+  for got in (fresh, metrics.read_jsonl(path)):
+    loss = np.array([record["loss"] for record in got])
+    np.testing.assert_array_equal(loss, [[0.1, np.nan], [np.nan, 2.0]])
+    assert loss.dtype == np.float64
 
 
 def test_null_is_read_as_nan(tmp_path):

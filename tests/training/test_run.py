@@ -167,6 +167,13 @@ def test_an_unknown_best_metric_is_named(tmp_path):
     TOY["train"](tmp_path, best_metric="eval/acuracy")
 
 
+def test_several_processes_are_refused(tmp_path, monkeypatch):
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  with pytest.raises(UserError, match="one of 2"):
+    TOY["train"](tmp_path / "run")
+  assert not (tmp_path / "run").exists()
+
+
 def test_a_workdir_in_use_is_refused(tmp_path, toy, whole):
   process = toy(tmp_path / "run", SLEEP="0.2")
   wait_for_line(process, tmp_path / "run", 1)

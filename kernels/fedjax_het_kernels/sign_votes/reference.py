@@ -9,12 +9,11 @@ def sign_votes(
   words, weights=None, *, size, output="mean", base=None, keep=None
 ):
   """u32[N, W], [N] or [K, N] -> f64[..., P], or u32[..., W] for "majority"."""
-  signs = np.zeros((len(words), size))
-  for n, row in enumerate(words):
-    signs[n] = unpack_signs(row, size)
   weights = np.float64(np.ones(len(words)) if weights is None else weights)
   kept = np.ones(size) if keep is None else (unpack_signs(keep, size) + 1) / 2
-  votes = weights @ signs
+  votes = np.zeros((*weights.shape[:-1], size))
+  for n, row in enumerate(words):
+    votes += weights[..., n, None] * unpack_signs(row, size)
   if output == "sum":
     return kept * (votes if base is None else base + votes)
   if output == "majority":

@@ -41,10 +41,16 @@ def variants(spec):
     votes = jnp.matmul(weights, signs, precision=lax.Precision.HIGHEST)
     return votes / weights.sum()
 
+  def to_uint16(words, weights):
+    return words, weights.astype(jnp.uint16)
+
+  small = {"ours, uint16": (to_uint16, ours)} if spec.weights == "int" else {}
   return {
     "ours": (same, ours),
+    **small,
     "ours, float weights": (to_float, ours),
+    "ours in plain JAX": (same, functools.partial(ours, implementation="xla")),
+    "unpack, multiply, sum (fuses on a GPU)": (to_float, multiply_sum),
     "unpack, einsum": (to_float, einsum),
-    "unpack, multiply, sum": (to_float, multiply_sum),
     "dense float32 signs": (to_dense, dense_mean),
   }

@@ -12,7 +12,7 @@ class Spec(NamedTuple):
   """words u32[clients, W] of `size` signs, and weights.
 
   weights: "equal" (None), "int" (sample counts), "float" or "zero".
-  bench: the benchmark runs it.
+  bench: the benchmark runs it;  gpu: on a GPU only.
   """
 
   name: str
@@ -20,6 +20,7 @@ class Spec(NamedTuple):
   size: int
   weights: str
   bench: bool = False
+  gpu: bool = False
 
 
 SPECS = (
@@ -35,6 +36,7 @@ SPECS = (
   Spec("mlp_784_64_10", 100, 50_890, "int"),
   Spec("cnn_fedavg", 100, 1_663_370, "int", bench=True),
   Spec("million", 1000, 1_000_000, "int", bench=True),
+  Spec("ten_million", 1000, 10_000_000, "int", gpu=True),
 )
 
 
