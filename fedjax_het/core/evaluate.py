@@ -3,9 +3,12 @@
 Everything runs on the device inside a block, in memory O(batch).
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
+from fedjax_het.core.cohort import client_data
 from fedjax_het.core.rounds import TrainState
 from fedjax_het.core.types import (
   Algorithm,
@@ -18,7 +21,12 @@ from fedjax_het.core.types import (
 
 
 def make_evaluate(
-  algorithm: Algorithm, model: Model, *, batch_size: int = 32, chunk: int = 1
+  algorithm: Algorithm,
+  model: Model,
+  *,
+  batch_size: int = 32,
+  chunk: int = 1,
+  judge: Callable[[TrainState, FederatedData], Array] | None = None,
 ):
   """Builds the evaluation at the end of a block.
 
@@ -28,21 +36,28 @@ def make_evaluate(
     batch_size: examples per forward pass of one client's test split; held-out
       data go 32 times as many at once.
     chunk: clients evaluated together under vmap.
+    judge: another way to the clients' accuracies, (state, data) -> f32[N], such
+      as `masks.personal.judge`, which never unpacks the masks of all clients;
+      default `client_accuracy`.
 
   Returns:
     (state, data) -> dict:
       accuracy, loss: f32[], the global model on `data.heldout`;
       client_accuracy: f32[N], each client on its own test split, with the
-        parameters that `algorithm.predict` gives it;
+        parameters that `algorithm.predict` gives it, after
+        `algorithm.adapt`;
       client_mean, client_std, client_worst_decile: f32[], over clients.
   """
 
   def evaluate(state, data):
     params = algorithm.global_params(state.server)
     correct, loss = _heldout(model, params, data.heldout, 32 * batch_size)
-    each = client_accuracy(
-      algorithm, model, state, data, batch_size=batch_size, chunk=chunk
-    )
+    if judge is not None:
+      each = judge(state, data)
+    else:
+      each = client_accuracy(
+        algorithm, model, state, data, batch_size=batch_size, chunk=chunk
+      )
     return {
       "accuracy": correct,
       "loss": loss,
@@ -63,6 +78,7 @@ def client_accuracy(
   chunk: int = 1,
 ) -> Array:
   """f32[N]: each client's accuracy on its own test split."""
+  key = jax.random.fold_in(state.key, state.round)
 
   def one(args):
     client, client_state = args
@@ -70,6 +86,10 @@ def client_accuracy(
       params = algorithm.global_params(state.server)
     else:
       params = algorithm.predict(state.server, client_state, client)
+    if algorithm.adapt is not None:
+      params = algorithm.adapt(
+        params, client_data(data, client), jax.random.fold_in(key, client)
+      )
     index, count = data.test.index[client], data.test.count[client]
 
     def step(carry):

@@ -28,7 +28,13 @@ from fedjax_het_kernels.bridge.compile import Launch, compile_kernel
 from fedjax_het_kernels.bridge.interpret import VARIABLE
 
 # Folders whose specs.py has AOT: (name, op, shapes, static parameters).
-OPS = ("sign_votes",)
+OPS = (
+  "sign_votes",
+  "pack_signs",
+  "masked_matmul",
+  "overlap_mean",
+  "sparse_sum",
+)
 ARCHITECTURES = (80, 90)
 
 

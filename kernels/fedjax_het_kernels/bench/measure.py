@@ -90,7 +90,7 @@ def bench_spec(op, spec, repeats: int, bandwidth: float) -> dict[str, dict]:
   arrays = op.inputs(spec)
   expected = op.expected(spec, *arrays)
   rows = {
-    name: bench_variant(*pair, arrays, expected, op.tolerance, repeats)
+    name: bench_variant(*pair, arrays, expected, op.tolerance(spec), repeats)
     for name, pair in op.variants(spec).items()
   }
   ours = next(iter(rows.values()))

@@ -8,8 +8,19 @@
 Nothing here imports triton before a kernel is lowered for CUDA or interpreted.
 """
 
-from fedjax_het_kernels.bridge.call import triton_call, triton_call_p
+from fedjax_het_kernels.bridge.call import (
+  interprets,
+  triton_call,
+  triton_call_p,
+)
 from fedjax_het_kernels.bridge.compile import Launch, cuda_arch
 from fedjax_het_kernels.bridge.op import Op
 
-__all__ = ["Launch", "Op", "cuda_arch", "triton_call", "triton_call_p"]
+__all__ = [
+  "Launch",
+  "Op",
+  "cuda_arch",
+  "interprets",
+  "triton_call",
+  "triton_call_p",
+]

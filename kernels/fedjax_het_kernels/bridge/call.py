@@ -66,6 +66,11 @@ def triton_call(
   return tuple(triton_call_p.bind(*arrays, launch=launch, shapes=shapes))
 
 
+def interprets(call) -> bool:
+  """Whether an op's `call` runs interpreted, where assembly cannot."""
+  return getattr(call, "keywords", {}).get("interpret", False)
+
+
 @triton_call_p.def_impl
 def _impl(*arrays, launch, shapes):
   return _compiled(launch, shapes)(*arrays)

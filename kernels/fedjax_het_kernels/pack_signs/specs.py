@@ -2,16 +2,21 @@
 
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 
 class Spec(NamedTuple):
-  """values f32[clients, size]; `bench` marks those that the benchmark runs."""
+  """values f32[clients, size].
+
+  bench: the benchmark runs it; gpu: on a GPU only.
+  """
 
   name: str
   clients: int
   size: int
   bench: bool = False
+  gpu: bool = False
 
 
 SPECS = (
@@ -22,6 +27,7 @@ SPECS = (
   Spec("one_more_than_a_tile", 2, 4097),
   Spec("mlp_784_64_10", 4, 50_890),
   Spec("million", 100, 1_000_000, bench=True),
+  Spec("ten_million", 100, 10_000_000, gpu=True),
 )
 
 
@@ -32,3 +38,19 @@ def inputs(spec: Spec) -> tuple[np.ndarray]:
   values[:, ::7] = 0.0
   values[:, ::14] = -0.0
   return (values,)
+
+
+def certain_inputs(spec: Spec) -> tuple[np.ndarray]:
+  """Probabilities 0 and 1, so that however bits are drawn they are known."""
+  (values,) = inputs(spec)
+  return ((values >= 0).astype(np.float32),)
+
+
+_KEYS = jax.ShapeDtypeStruct((100, 2), "uint32")
+_FLOATS = jax.ShapeDtypeStruct((100, 1_000_000), "float32")
+# Name, op in op.py, shapes, static parameters: see aot.py.
+AOT = (
+  ("float32", "PACK", (_FLOATS,), {}),
+  ("bfloat16", "PACK", (_FLOATS.update(dtype="bfloat16"),), {}),
+  ("sample", "SAMPLE", (_KEYS, _FLOATS), {}),
+)

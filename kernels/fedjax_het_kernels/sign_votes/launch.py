@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from fedjax_het_kernels.bridge import interprets
 from fedjax_het_kernels.layout import LANES
 from fedjax_het_kernels.sign_votes import xla
 
@@ -59,7 +60,7 @@ def _integer(call, given, size, output):
     call, "counts", given, [words, low, *high, total], size, output,
     grid=(words.shape[1] // block, rows),
     constexprs={
-      "BT": block, "UNROLL": 2, "ASM": not _interprets(call), **absent,
+      "BT": block, "UNROLL": 2, "ASM": not interprets(call), **absent,
     },
     scalars={"N": clients, "GROUPS": low.shape[1]},
   )  # fmt: skip
@@ -176,7 +177,3 @@ def _join_bytes(quads):
   shifts = jnp.array([0, 8, 16, 24], jnp.uint32)
   words = quads.astype(jnp.uint32) << shifts[None, None, :]
   return words.sum(axis=-1, dtype=jnp.uint32)
-
-
-def _interprets(call) -> bool:
-  return getattr(call, "keywords", {}).get("interpret", False)

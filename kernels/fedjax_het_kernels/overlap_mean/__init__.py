@@ -1,0 +1,1 @@
+"""Means over the clients that hold a row or block (structured pruning)."""

@@ -1,0 +1,1 @@
+"""Dense sums of sparse uploads."""
