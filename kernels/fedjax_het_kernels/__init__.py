@@ -13,6 +13,8 @@ from fedjax_het_kernels.masked_matmul.op import (
   unpack_rows,
 )
 from fedjax_het_kernels.overlap_mean.op import (
+  OverlapSums,
+  RowIndex,
   finish_overlap,
   flatten_blocks,
   overlap_mean,
@@ -35,6 +37,7 @@ from fedjax_het_kernels.sign_votes.op import (
   vote_step,
 )
 from fedjax_het_kernels.sparse_sum.op import (
+  FixedSums,
   finish_fixed,
   fixed_scale,
   sparse_sum,
@@ -42,6 +45,9 @@ from fedjax_het_kernels.sparse_sum.op import (
 )
 
 __all__ = [
+  "FixedSums",
+  "OverlapSums",
+  "RowIndex",
   "accumulate_votes",
   "finish_fixed",
   "finish_overlap",

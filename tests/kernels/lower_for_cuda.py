@@ -121,6 +121,17 @@ def zeroed(index):
   )[0]
 
 
+FLOAT, INT = jnp.float32, jnp.int32
+
+
+def shape(*dims, dtype=FLOAT):
+  return jax.ShapeDtypeStruct(dims, dtype)
+
+
+def sampled(seed, probabilities):
+  return kernels.sample_signs(jax.random.key(seed), probabilities)
+
+
 CASES = {
   "default": lambda: lower(mean, WORDS),
   "integer weights": lambda: lower(mean, WORDS, COUNTS),
@@ -136,6 +147,34 @@ CASES = {
   "grad": lambda: lower(jax.grad(lambda w, x: mean(x, w).sum()), FLOATS, WORDS),
   "shard_map": lambda: lower(sharded, WORDS, FLOATS),
   "scan": lambda: lower(scanned, WORDS, FLOATS),
+  "pack_signs": lambda: lower(kernels.pack_signs, shape(3, SIZE)),
+  "sample_signs": lambda: lower(sampled, shape(dtype=INT), shape(3, SIZE)),
+  "overlap_mean": lambda: lower(
+    kernels.overlap_mean,
+    shape(9, 20),
+    shape(9, dtype=INT),
+    shape(9),
+    shape(4, 20),
+  ),
+  "overlap_mean_blocks": lambda: lower(
+    kernels.overlap_mean_blocks,
+    shape(3, 4, 5),
+    shape(3, dtype=INT),
+    shape(3, dtype=INT),
+    shape(3),
+    shape(4, 5),
+  ),
+  "sparse_sum": lambda: lower(
+    lambda *given: kernels.sparse_sum(*given, size=50),
+    shape(3, 7, dtype=INT),
+    shape(3, 7),
+    shape(3),
+  ),
+  "vote_step": lambda: lower(
+    lambda scores, words: kernels.vote_step(scores, words, learning_rate=0.1),
+    shape(SIZE),
+    WORDS,
+  ),
   "zeroed": lambda: lower(zeroed, jax.ShapeDtypeStruct((64,), jnp.int32)),
 }
 

@@ -41,7 +41,13 @@ def seen(compile_env):
     ("shard_map", 1),
     ("scan", 1),
     ("zeroed", 1),
-    ("engine", 1),
+    ("pack_signs", 1),
+    ("sample_signs", 1),
+    ("overlap_mean", 1),
+    ("overlap_mean_blocks", 1),
+    ("sparse_sum", 1),
+    ("vote_step", 2),
+    ("engine", 2),  # votes, and the packing of what goes down
   ],
 )
 def test_number_of_kernel_calls(seen, case, calls):
