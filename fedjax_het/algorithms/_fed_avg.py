@@ -2,7 +2,9 @@
 
 Down: the global model, 32 P bits.  Up: its change, 32 P bits.
 With `server_optimizer=optax.sgd(1.0)` this is FedAvg exactly; with momentum,
-`optax.adam` or `optax.yogi` it is FedAvgM, FedAdam and FedYogi.
+`optax.adagrad`, `optax.adam` or `optax.yogi` it is FedAvgM, FedAdagrad, FedAdam
+and FedYogi.  With another `gradient` it is any method whose clients keep
+nothing and only descend on something else (FedProx, pFedMe, Per-FedAvg).
 
 References:
   McMahan et al.: Communication-Efficient Learning of Deep Networks from
@@ -11,6 +13,7 @@ References:
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -34,6 +37,7 @@ def fed_avg(
   batch_size: int,
   epochs: int = 1,
   server_optimizer: optax.GradientTransformation | None = None,
+  gradient: Callable[[Params], local.Gradient] | None = None,
 ) -> Algorithm:
   """Averages what clients learn, weighted by their example counts.
 
@@ -46,12 +50,19 @@ def fed_avg(
     batch_size: B.
     epochs: E, local epochs per round.
     server_optimizer: default `optax.sgd(1.0)`, plain averaging.
+    gradient: (received params) -> what clients descend on; default: the
+      gradient of the mean cross-entropy, whatever was received.
 
   Returns:
     An `Algorithm`; metrics: loss.
   """
   server_optimizer = server_optimizer or optax.sgd(1.0)
-  loss = local.cross_entropy(model)
+  if gradient is None:
+    plain = jax.value_and_grad(local.cross_entropy(model))
+
+    def gradient(received):
+      del received
+      return plain
 
   def init(key):
     params = model.init(key)
@@ -59,8 +70,8 @@ def fed_avg(
 
   def client(params, state, data, key):
     del state
-    result = local.train(
-      loss,
+    result = local.follow(
+      gradient(params),
       params,
       data,
       key,

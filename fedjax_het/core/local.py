@@ -13,7 +13,14 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_het.core import shuffle
-from fedjax_het.core.types import Array, ClientData, Key, Model, Params
+from fedjax_het.core.types import (
+  NO_BUDGET,
+  Array,
+  ClientData,
+  Key,
+  Model,
+  Params,
+)
 
 
 class Batch(NamedTuple):
@@ -25,14 +32,20 @@ class Batch(NamedTuple):
 
 
 class LocalResult(NamedTuple):
-  """params after training; loss f32[], step mean; ok bool[], all finite."""
+  """params after training; loss f32[], step mean; ok bool[], all finite.
+
+  opt_state: the optimiser's, for clients that keep their moments.
+  """
 
   params: Params
   loss: Array
   ok: Array
+  opt_state: optax.OptState
 
 
 Loss = Callable[[Params, Batch, Key], Array]
+# (params, batch, key) -> (the loss to report, a direction like params)
+Gradient = Callable[[Params, Batch, Key], tuple[Array, Params]]
 
 
 def num_steps(
@@ -51,6 +64,37 @@ def train(
   optimizer: optax.GradientTransformation,
   batch_size: int,
   epochs: int,
+  opt_state: optax.OptState | None = None,
+) -> LocalResult:
+  """Descends on a loss: `follow` with its gradient.
+
+  Args:
+    loss: (params, batch, key) -> f32[], the mean loss over the real examples.
+
+  The other arguments and the result are those of `follow`.
+  """
+  return follow(
+    jax.value_and_grad(loss),
+    params,
+    data,
+    key,
+    optimizer=optimizer,
+    batch_size=batch_size,
+    epochs=epochs,
+    opt_state=opt_state,
+  )
+
+
+def follow(
+  gradient: Gradient,
+  params: Params,
+  data: ClientData,
+  key: Key,
+  *,
+  optimizer: optax.GradientTransformation,
+  batch_size: int,
+  epochs: int,
+  opt_state: optax.OptState | None = None,
 ) -> LocalResult:
   """Runs min(E ceil(n/B), budget) optimiser steps on one client's examples.
 
@@ -58,13 +102,15 @@ def train(
   of an epoch is partly padding when B does not divide n.
 
   Args:
-    loss: (params, batch, key) -> f32[], the mean loss over the real examples.
+    gradient: (params, batch, key) -> (loss f32[], direction like params); any
+      direction, e.g. a gradient with a correction.
     params: where training starts, any pytree of float arrays.
     data: the client's examples.
     key: typed PRNG key of this client in this round.
-    optimizer: its state is made afresh: clients keep no moments.
+    optimizer: turns directions into steps.
     batch_size: B.
     epochs: E, the most passes over the data.
+    opt_state: the moments to go on with; None makes them afresh.
 
   Returns:
     A `LocalResult`; with zero steps, `params` unchanged and loss 0.
@@ -77,16 +123,18 @@ def train(
   def step(carry):
     t, params, opt_state, total = carry
     batch = _batch(order_key, data, t, batch_size)
-    value, grads = jax.value_and_grad(loss)(
-      params, batch, jax.random.fold_in(loss_key, t)
-    )
+    value, grads = gradient(params, batch, jax.random.fold_in(loss_key, t))
     params, opt_state = descend(optimizer, grads, opt_state, params)
     return t + 1, params, opt_state, total + value
 
-  zero = jnp.int32(0), params, optimizer.init(params), jnp.float32(0)
-  _, params, _, total = jax.lax.while_loop(lambda c: c[0] < steps, step, zero)
+  if opt_state is None:
+    opt_state = optimizer.init(params)
+  zero = jnp.int32(0), params, opt_state, jnp.float32(0)
+  _, params, opt_state, total = jax.lax.while_loop(
+    lambda carry: carry[0] < steps, step, zero
+  )
   mean = total / jnp.maximum(steps, 1).astype(jnp.float32)
-  return LocalResult(params, mean, all_finite((params, mean)))
+  return LocalResult(params, mean, all_finite((params, mean)), opt_state)
 
 
 def descend(
@@ -100,6 +148,55 @@ def descend(
   with jax.numpy_dtype_promotion("standard"):
     updates, opt_state = optimizer.update(grads, opt_state, params)
   return optax.apply_updates(params, updates), opt_state
+
+
+def corrected(
+  gradient: Gradient, correction: Callable[[Params], Params]
+) -> Gradient:
+  """`gradient` plus correction(params) in every step; the loss stays as it is.
+
+  With `pull` this is the gradient of a loss with a proximal term.
+  """
+
+  def sum_of_both(params, batch, key):
+    value, grads = gradient(params, batch, key)
+    return value, optax.tree.add(grads, correction(params))
+
+  return sum_of_both
+
+
+def pull(center: Params, strength: Array | float) -> Callable[[Params], Params]:
+  """The gradient of strength / 2 ||w - center||^2, as a function of w."""
+  return lambda params: optax.tree.scale(
+    strength, optax.tree.sub(params, center)
+  )
+
+
+def mean_gradient(
+  loss: Loss, params: Params, data: ClientData, key: Key, *, batch_size: int
+) -> Params:
+  """The gradient at `params` of the mean loss over all the client's examples.
+
+  A batch of b real examples adds b / n times its mean gradient, in one pass of
+  `follow`.  The budget of optimiser steps does not cut this pass; a client
+  without any budget gives zeros.
+  """
+  count = jnp.maximum(data.count, 1).astype(jnp.float32)
+
+  def share(total, batch, key):
+    del total
+    value, grads = jax.value_and_grad(loss)(params, batch, key)
+    return value, optax.tree.scale(jnp.sum(batch.mask) / count, grads)
+
+  return follow(
+    share,
+    optax.tree.zeros_like(params),
+    data._replace(budget=jnp.where(data.budget > 0, NO_BUDGET, 0)),
+    key,
+    optimizer=optax.sgd(-1.0),
+    batch_size=batch_size,
+    epochs=1,
+  ).params
 
 
 def cross_entropy(model: Model) -> Loss:

@@ -36,6 +36,17 @@ def weighted_mean() -> Reducer:
   return Reducer(zero, add, _tree_add, finish)
 
 
+def mean_and_weight() -> Reducer:
+  """`weighted_mean` that also says how much weight there was.
+
+  Returns:
+    A `Reducer`; `finish` gives `(mean, weight f32[])`: with weights of 1 the
+    server knows how many clients arrived.
+  """
+  mean = weighted_mean()
+  return mean._replace(finish=lambda acc: (mean.finish(acc), acc[1]))
+
+
 def segment_mean(num_segments: int) -> Reducer:
   """A weighted mean for each of K segments (clusters, model groups).
 

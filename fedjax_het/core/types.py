@@ -135,6 +135,9 @@ class Algorithm(NamedTuple):
   init_client: key -> client state; default: clients keep nothing.
   predict: (server state, client state, client id) -> the parameters that this
     client is evaluated with; None: everybody uses `global_params`.
+  adapt: (params, ClientData, key) -> params, what a client does to these
+    parameters before it is judged on its own test split, e.g. some steps on its
+    own training data; None: nothing.
   """
 
   init: Callable[[Key], PyTree]
@@ -146,6 +149,7 @@ class Algorithm(NamedTuple):
   local_steps: Callable[[Array, Array], Array]
   init_client: Callable[[Key], PyTree] = lambda key: ()
   predict: Callable[[PyTree, PyTree, Array], Params] | None = None
+  adapt: Callable[[Params, ClientData, Key], Params] | None = None
 
 
 class Model(NamedTuple):

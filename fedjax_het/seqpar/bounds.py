@@ -44,7 +44,7 @@ from fedjax_het.seqpar.problem import Problem
 
 _NEWTON = 6  # rounds at most; 3 usually do
 _GAIN = 1e-4  # relative; what a round must gain to go on
-_BISECTIONS = 30
+_BISECTIONS = 24
 
 
 def longest_bound(problem: Problem) -> float:

@@ -62,7 +62,7 @@ def plan(
       "auto": the best of those that are legal and within the budget.
     degrees: which degrees to use; None: all for which the cluster has a
       bandwidth, and 1.
-    seed: for planners that draw at random (only "milp" does).
+    seed: for planners that draw at random ("milp" and "tree").
     **options: the planner's own, e.g. `degree` of "static", `time_limit` of
       "milp"; "auto" has `budget_seconds` (default 10): by nominal costs, not
       by the clock, it tries adaptive, shapes, tree in this order while the
@@ -87,14 +87,12 @@ def plan(
       "weights for every micro-batch: use shapes, or a ZeRO stage below 3"
     )
   problem = make_problem(lengths, cluster, model, degrees)
+  _check_options(planner, options)
   if planner == "auto":
-    planner, tasks, details = _best(problem, model, **_checked(_best, options))
+    planner, tasks = _best(problem, model, seed, **options)
+    details = {}
   else:
-    function = PLANNERS[planner]
-    if "seed" in inspect.signature(function).parameters:
-      options["seed"] = seed
-    made = function(problem, **_checked(function, options))
-    tasks, details = made if isinstance(made, tuple) else (made, {})
+    tasks, details = _run(planner, problem, seed, **options)
   barrier = planner not in _LAMINAR
   tasks = schedule.in_order(tasks)
   lower, split = _bounds(problem, tasks, barrier)
@@ -137,8 +135,23 @@ def validate(
   schedule.check(made, make_problem(made.lengths, cluster, model, degrees))
 
 
-def _best(problem: Problem, model: ModelCost, *, budget_seconds: float = 10.0):
-  """(name, tasks, details) of the fastest plan; the first wins a draw."""
+def _run(planner: str, problem: Problem, seed: int, **options):
+  """(tasks, details) of a planner."""
+  function = PLANNERS[planner]
+  if "seed" in inspect.signature(function).parameters:
+    options["seed"] = seed
+  made = function(problem, **options)
+  return made if isinstance(made, tuple) else (made, {})
+
+
+def _best(
+  problem: Problem,
+  model: ModelCost,
+  seed: int,
+  *,
+  budget_seconds: float = 10.0,
+) -> tuple[str, Sequence[Task]]:
+  """(name, tasks) of the fastest plan; the first wins a draw."""
   left, best, found = budget_seconds, math.inf, None
   kinds = problem.kinds
   unlike = len(kinds.degree) / len(kinds.blocks)  # 1 where devices are alike
@@ -146,22 +159,20 @@ def _best(problem: Problem, model: ModelCost, *, budget_seconds: float = 10.0):
     left -= nominal * len(problem.lengths) * unlike
     if (found and left < 0) or (name in _LAMINAR and model.needs_barrier):
       continue
-    tasks = PLANNERS[name](problem)
+    tasks, _ = _run(name, problem, seed)
     seconds = schedule.predict(problem, tasks, name not in _LAMINAR)
     if seconds < best:
-      best, found = seconds, (name, tasks, {})
+      best, found = seconds, (name, tasks)
   return found
 
 
-def _checked(function: Callable, options: dict) -> dict:
-  """The options, if the planner has them all."""
+def _check_options(planner: str, options: dict) -> None:
+  function = _best if planner == "auto" else PLANNERS[planner]
   own = inspect.signature(function).parameters.values()
   allowed = [p.name for p in own if p.kind is p.KEYWORD_ONLY]
   for option in options:
     if option not in allowed:
-      name = "auto" if function is _best else function.__name__
-      raise unknown(f"option of planner {name}", option, allowed or ["none"])
-  return options
+      raise unknown(f"option of planner {planner}", option, allowed or ["none"])
 
 
 def _bounds(

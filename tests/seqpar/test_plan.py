@@ -147,7 +147,7 @@ def longest_that_fits(cluster, model):
   st.lists(st.integers(1, 400), min_size=1, max_size=40),
   st.sampled_from(["static", "adaptive", "shapes", "tree", "auto"]),
 )
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 def test_random_clusters(cluster, lengths, name):
   longest = longest_that_fits(cluster, SMALL)
   if max(lengths) > longest:
