@@ -26,6 +26,23 @@ if not jax.config.jax_compilation_cache_dir:
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+  """A file's tests run in one worker, which compiles its programs once."""
+  for item in items:
+    if item.get_closest_marker("xdist_group") is None:
+      item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bounded_memory():
+  """Forgets compiled programs after a module, once they fill 2 GiB."""
+  yield
+  pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+  if pages * os.sysconf("SC_PAGE_SIZE") > 2**31:
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def parsed_flags():
   """Lets tests read absl flags: pytest never parses them."""

@@ -13,7 +13,15 @@ from fedjax_het.core import cohort, evaluate, mesh, rounds, sweep, wire
 from fedjax_het.selection import uniform
 from fedjax_het.training.checkpoint import Checkpointer
 
-pytestmark = pytest.mark.parametrize("name", sorted(REGISTRY))
+# All tests of a method run in one worker, one method after the other.
+pytestmark = pytest.mark.parametrize(
+  "name",
+  [
+    pytest.param(name, marks=pytest.mark.xdist_group(name))
+    for name in sorted(REGISTRY)
+  ],
+  scope="module",
+)
 COHORT = 5
 TRACES = {}  # name -> how often `_jitted` was traced
 
@@ -62,6 +70,16 @@ def _start(name):
 @functools.cache
 def _reference(name):
   return _block(name)(_start(name), tiny.data())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget(name):
+  """A method's programs go when its tests are done: they are gigabytes."""
+  yield
+  for cached in (_algorithm, _jitted, _block, _start, _reference):
+    cached.cache_clear()
+  TRACES.clear()
+  jax.clear_caches()
 
 
 def _values(state):

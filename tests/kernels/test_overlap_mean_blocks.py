@@ -362,6 +362,7 @@ def test_sizes_are_cut_to_what_is_there_under_jit():
   np.testing.assert_array_equal(mean, np.repeat([1, 0], [4, 2])[:, None] + OLD)
 
 
+@pytest.mark.slow  # it measures, if only a ratio of CPU times
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="guards XLA:CPU")
 @pytest.mark.parametrize("windows", [False, True])
 def test_loop_is_quick_and_small(windows):

@@ -16,7 +16,9 @@ import fedjax_het_kernels as kernels
 from fedjax_het_kernels.sign_votes import reference, rivals, specs
 
 SPECS = [
-  pytest.param(spec, id=spec.name) for spec in specs.SPECS if not spec.bench
+  pytest.param(spec, id=spec.name)
+  for spec in specs.SPECS
+  if not (spec.bench or spec.gpu)
 ]
 
 
@@ -311,6 +313,7 @@ def test_memory_does_not_grow_with_clients():
   assert memory.temp_size_in_bytes <= 8 * 2**20
 
 
+@pytest.mark.slow  # it measures, if only a ratio of CPU times
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="guards XLA:CPU")
 @pytest.mark.parametrize("chunk", [1, 2, 8, 10, 64])
 def test_loop_is_vectorised(chunk):

@@ -393,6 +393,7 @@ def test_memory_does_not_grow_with_clients():
     assert memory.temp_size_in_bytes <= most
 
 
+@pytest.mark.slow  # it measures, if only a ratio of CPU times
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="guards XLA:CPU")
 def test_quicker_than_dense():
   spec = specs.Spec("guard", 100, 2000, 200_000)

@@ -161,8 +161,10 @@ def test_user_mistakes_are_named():
     cost.kinds(A100, GPT._replace(token_bytes=0))
   with pytest.raises(UserError, match="ZeRO stage 4"):
     cost.kinds(A100, GPT._replace(zero=4))
-  with pytest.raises(UserError, match="5 key/value heads do not divide 12"):
-    cost.kinds(A100, GPT._replace(heads=12, kv_heads=5))
+  with pytest.raises(UserError, match="12 heads do not divide the width 4096"):
+    cost.kinds(A100, GPT._replace(heads=12))
+  with pytest.raises(UserError, match="5 key/value heads do not divide 32"):
+    cost.kinds(A100, GPT._replace(heads=32, kv_heads=5))
   with pytest.raises(UserError, match="did you mean '13b'"):
     presets.gpt("13B")
   with pytest.raises(UserError, match="192 and 384"):
