@@ -81,7 +81,8 @@ def micro_batch_bound(problem: Problem) -> float:
   rows, bound = relaxation.distinct(problem), work_bound(problem)
   few = relaxation.coarse(rows)
   for _ in range(_NEWTON):
-    shares = relaxation.timed_shares(problem, few, bound * (1 + 1e-9))
+    # a little later: at the root itself a kind may be just out of reach
+    shares = relaxation.timed_shares(problem, few, bound * (1 + 1e-5))
     found = relaxation.propose(few, shares, groups)
     if found is None:
       return bound

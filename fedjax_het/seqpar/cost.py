@@ -241,6 +241,10 @@ def _check(cluster: Cluster, model: ModelCost) -> None:
     raise UserError(f"token_bytes = {model.token_bytes} must be positive")
   if model.zero not in _SPLIT_BYTES:
     raise UserError(f"ZeRO stage {model.zero} is none of 0, 1, 2, 3")
+  if model.heads is not None and model.hidden % model.heads:
+    raise UserError(
+      f"{model.heads} heads do not divide the width {model.hidden}"
+    )
   if model.kv_heads is not None and (
     model.heads is None or model.heads % model.kv_heads
   ):

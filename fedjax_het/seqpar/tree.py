@@ -25,7 +25,7 @@ from fedjax_het.seqpar.types import Task
 _FIRST = 0.04  # the first target is this far above the bound, then twice, ...
 _CLOSE = 2e-3
 _RUNS = 9  # targets that are tried
-_ORDERS, _ORDERED = 14, 8_000  # other orders, and sequences dealt in them
+_ORDERS, _ORDERED = 20, 10_000  # other orders, and sequences dealt in them
 _NOISE = 0.5  # of the logarithm of a length, where it decides the order
 _LESS = 8e-3  # relative, what another order must gain
 
@@ -83,7 +83,7 @@ def _deal(problem: Problem, order: np.ndarray, target: float) -> _Dealt | None:
   """Deals all sequences so that no device ends after target, or gives up."""
   kinds, n = problem.kinds, problem.num_devices
   degrees = sorted(kinds.blocks)
-  level = {d: g for g, d in enumerate(degrees)}
+  level = [degrees.index(d) for d in kinds.degree]
   busy = [np.zeros(n // d) for d in degrees]  # of each block's busiest device
   room = [np.zeros(n // d, np.int64) for d in degrees]  # of its emptiest bin
   bins: dict[tuple[int, int], list[_Bin]] = {}
@@ -92,25 +92,29 @@ def _deal(problem: Problem, order: np.ndarray, target: float) -> _Dealt | None:
     None if (kinds.blocks[d] == j).all() else kinds.blocks[d] == j
     for j, d in enumerate(kinds.degree)
   ]
+  # plain lists: single NumPy elements are slow to reach
   work = problem.seconds * kinds.degree
-  cheapest = np.argsort(work, axis=1, kind="stable")
-  for k in order:
-    length, best, place = problem.lengths[k], math.inf, None
+  cheapest = np.argsort(work, axis=1, kind="stable").tolist()
+  opening = (kinds.degree * kinds.fixed).tolist()
+  work, seconds = work.tolist(), problem.seconds.tolist()
+  lengths, fixed = problem.lengths.tolist(), kinds.fixed.tolist()
+  for k in order.tolist():
+    length, best, place = lengths[k], math.inf, None
     for j in cheapest[k]:
-      if work[k, j] >= best:
+      cost = work[k][j]
+      if cost >= best:
         break
-      g, added = level[int(kinds.degree[j])], problem.seconds[k, j]
-      may = busy[g] <= target - added
+      g, latest = level[j], target - seconds[k][j]
+      may = busy[g] <= latest
       if own[j] is not None:
         may &= own[j]
       block = _busiest(busy[g], may & (room[g] >= length))
       if block is not None:
-        best, place = work[k, j], (g, block, j, False)
+        best, place = cost, (g, block, j, False)
         break  # any other kind costs more
-      cost = work[k, j] + kinds.degree[j] * kinds.fixed[j]
+      cost += opening[j]
       if cost < best:
-        may &= busy[g] <= target - added - kinds.fixed[j]
-        block = _busiest(busy[g], may)
+        block = _busiest(busy[g], may & (busy[g] <= latest - fixed[j]))
         if block is not None:
           best, place = cost, (g, block, j, True)
     if place is None:
@@ -123,11 +127,10 @@ def _deal(problem: Problem, order: np.ndarray, target: float) -> _Dealt | None:
     else:
       fitting = (b for b in held if b.room >= length)
       chosen = min(fitting, key=lambda b: b.room)
-    chosen.room -= int(length)
-    chosen.sequences.append(int(k))
+    chosen.room -= length
+    chosen.sequences.append(k)
     room[g][block] = max(b.room for b in held)
-    added = problem.seconds[k, j] + new * kinds.fixed[j]
-    _spend(busy, degrees, g, block, added)
+    _spend(busy, degrees, g, block, seconds[k][j] + new * fixed[j])
   return _Dealt(float(busy[-1].max()), bins)
 
 
@@ -143,10 +146,12 @@ def _spend(busy, degrees, g: int, block: int, seconds: float) -> None:
   first = block * degrees[g]
   for h in range(g + 1):
     busy[h][first // degrees[h] : (first + degrees[g]) // degrees[h]] += seconds
+  highest = busy[g][block]
   for h in range(g + 1, len(degrees)):
-    ratio, around = degrees[h] // degrees[h - 1], first // degrees[h]
-    inside = busy[h - 1][around * ratio : (around + 1) * ratio]
-    busy[h][around] = inside.max()
+    around = first // degrees[h]
+    if busy[h][around] >= highest:
+      break
+    busy[h][around] = highest
 
 
 def _tasks(problem: Problem, dealt: _Dealt) -> list[Task]:

@@ -5,8 +5,8 @@ each of the 8 rows is its own dynamic slice of a buffer; it emits scalar code
 with mispredicted branches, 50 times slower (measured, jax 0.10.2), when rows
 are cut out of a slice that several of them share.  A loop of one trip becomes
 just that if the caller scans over chunks, because XLA inlines it; hence at
-least two trips.  a slow test in `tests/kernels/test_sign_votes.py` guards
-the speed.
+least two trips.  A slow test in `tests/kernels/test_sign_votes.py` guards the
+speed.
 """
 
 import jax
