@@ -8,7 +8,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PYTEST := MPLBACKEND=Agg $(BIN)/python -m pytest -n 2 --dist loadgroup
+PYTEST := MPLBACKEND=Agg $(BIN)/python -m pytest -n 2
 STATED := setup.py pyproject.toml fedjax_het/version.py
 
 demo: $(VENV)/.installed

@@ -13,15 +13,8 @@ from fedjax_het.core import cohort, evaluate, mesh, rounds, sweep, wire
 from fedjax_het.selection import uniform
 from fedjax_het.training.checkpoint import Checkpointer
 
-# All tests of a method run in one worker, one method after the other.
-pytestmark = pytest.mark.parametrize(
-  "name",
-  [
-    pytest.param(name, marks=pytest.mark.xdist_group(name))
-    for name in sorted(REGISTRY)
-  ],
-  scope="module",
-)
+# One method after the other, not one test after the other.
+pytestmark = pytest.mark.parametrize("name", sorted(REGISTRY), scope="module")
 COHORT = 5
 TRACES = {}  # name -> how often `_jitted` was traced
 

@@ -36,7 +36,6 @@ def two_processes(tmp_path_factory, source_env):
   return [np.load(out / f"{rank}.npz") for rank in range(2)]
 
 
-@pytest.mark.xdist_group("processes")  # so that the fixture runs once
 @pytest.mark.parametrize("name", ["fed_avg", "hide_n_seek"])
 def test_two_processes_equal_one_device(two_processes, name):
   algorithm = example(name, tiny.mlp(), tiny.INPUT_SHAPE)

@@ -8,9 +8,6 @@ import pytest
 
 from fedjax_het_kernels.aot import loop
 
-# One worker compiles for the whole file.
-pytestmark = pytest.mark.xdist_group("test_aot")
-
 # Ceilings: registers, and instructions a mask bit in the innermost loop.
 # (bits, per program and trip of that loop, at the shapes in specs.AOT)
 SIGN_VOTES = {

@@ -8,9 +8,6 @@ import sys
 
 import pytest
 
-# One worker compiles for the whole file.
-pytestmark = pytest.mark.xdist_group("test_cuda_lowering")
-
 SCRIPT = pathlib.Path(__file__).with_name("lower_for_cuda.py")
 
 

@@ -7,9 +7,6 @@ import sys
 
 import pytest
 
-# One worker compiles for the whole file.
-pytestmark = pytest.mark.xdist_group("test_masked_matmul_aot")
-
 # Run in a process of its own: Triton compiles nothing where it is interpreted.
 # Prints {case: [report, and its copies to shared memory by bytes]}.
 COMPILE = """

@@ -10,8 +10,6 @@ CODE = """
 import json, sys
 from fedjax_het_kernels import aot
 
-# One worker compiles for the whole file.
-pytestmark = pytest.mark.xdist_group("test_overlap_mean_aot")
 json.dump(
   {
     op: {

@@ -9,8 +9,6 @@ import zipfile
 
 import pytest
 
-# one worker builds for all the tests of this file (Makefile: --dist loadgroup)
-pytestmark = pytest.mark.xdist_group("wheel")
 
 PROBE = '''"""Probes an installed wheel."""
 
