@@ -9,7 +9,6 @@ import zipfile
 
 import pytest
 
-
 PROBE = '''"""Probes an installed wheel."""
 
 import fedjax_het
