@@ -14,7 +14,7 @@ from fedjax_het.seqpar.problem import Problem
 class Dealt(NamedTuple):
   """seconds: f64[n], of the slowest group; inf where something did not fit.
 
-  group: i16[S, n], the group of each sequence.
+  group: i32[S, n], the group of each sequence.
   """
 
   seconds: np.ndarray
@@ -39,7 +39,7 @@ def earliest(problem: Problem, kind: np.ndarray) -> Dealt:
   """
   known, load, room = _state(problem, kind)
   n = np.arange(len(kind))
-  group = np.zeros((len(problem.lengths), len(kind)), np.int16)
+  group = np.zeros((len(problem.lengths), len(kind)), np.int32)
   last, fits = np.zeros(len(kind)), np.ones(len(kind), bool)
   for k in np.argsort(-problem.lengths, kind="stable"):
     ends = load + problem.seconds[k][known]
@@ -70,7 +70,7 @@ def tightest(problem: Problem, kind: np.ndarray, target: np.ndarray) -> Dealt:
   holds = np.maximum(room, 1.0)
   degree = problem.kinds.degree[known]
   n = np.arange(len(kind))
-  group = np.zeros((len(problem.lengths), len(kind)), np.int16)
+  group = np.zeros((len(problem.lengths), len(kind)), np.int32)
   last, fits = np.zeros(len(kind)), np.ones(len(kind), bool)
   scale = problem.num_devices * target[:, None]
   for k in np.argsort(-problem.lengths, kind="stable"):

@@ -12,7 +12,7 @@ import numpy as np
 from fedjax_het.seqpar.problem import Problem
 
 _LESS = 1 - 1e-6  # what counts as faster
-_PARTNERS = 128  # groups, those with most time to spare, that swaps look at
+_PARTNERS = 128  # groups, those with most time to spare, that are looked at
 
 
 def improve(
@@ -58,8 +58,8 @@ class _Search:
   def __init__(self, problem: Problem, kind, step, group):
     self.step, self.group = step, group.astype(np.int64)
     self.length = problem.lengths.astype(float)
-    self.cost = problem.seconds[:, kind]  # [S, P]
-    self.own = self.cost[np.arange(len(group)), self.group]
+    self.seconds, self.kind = problem.seconds, kind
+    self.own = self.seconds[np.arange(len(group)), kind[self.group]]
     self.limit = problem.kinds.tokens[kind].astype(float)
     size = len(kind)
     self.load = problem.kinds.fixed[kind] + np.bincount(
@@ -79,19 +79,23 @@ class _Search:
     """One move or swap out of the slowest group of step m, if one helps."""
     here = self.step == m
     p = int(np.where(here & (self.count > 0), self.load, -1.0).argmax())
-    mine = np.nonzero(self.group == p)[0]
     # no group may end later than this
     latest = np.where(here, self.load[p] * _LESS, self.ends[self.step])
+    spare = latest - self.load
+    spare[p] = -np.inf
+    near = np.argsort(-spare, kind="stable")[:_PARTNERS]
+    near = near[near != p]
+    mine = np.nonzero(self.group == p)[0]
     rest = (self.load[p] - self.own[mine])[:, None]  # p without it
-    changes = self._move(p, mine, rest, here, latest) or self._swap(
-      p, mine, rest, here, latest
-    )
+    changes = self._move(mine, rest, near, here, latest)
+    if not changes:
+      changes = self._swap(p, mine, rest, near, here, latest)
     for k, goal in changes:
       source = self.group[k]
       self.load[source] -= self.own[k]
       self.used[source] -= self.length[k]
       self.count[source] -= 1
-      self.group[k], self.own[k] = goal, self.cost[k, goal]
+      self.group[k], self.own[k] = goal, self.seconds[k, self.kind[goal]]
       self.load[goal] += self.own[k]
       self.used[goal] += self.length[k]
       self.count[goal] += 1
@@ -99,32 +103,32 @@ class _Search:
       self._measure(other)
     return bool(changes)
 
-  def _move(self, p, mine, rest, here, latest):
+  def _move(self, mine, rest, near, here, latest):
     """[(sequence, its new group)] of the best move, or []."""
-    ends = self.load + self.cost[mine]
-    may = ends <= latest
-    may &= self.used + self.length[mine, None] <= self.limit
-    may[:, p] = False
-    after = np.where(here, np.maximum(ends, rest), rest)
+    if not near.size:
+      return []
+    ends = self.load[near] + self.seconds[np.ix_(mine, self.kind[near])]
+    may = ends <= latest[near]
+    may &= self.used[near] + self.length[mine, None] <= self.limit[near]
+    after = np.where(here[near], np.maximum(ends, rest), rest)
     after = np.where(may, after, np.inf)
     best = int(after.argmin())
     if not np.isfinite(after.flat[best]):
       return []
-    return [(mine[best // len(latest)], best % len(latest))]
+    i, q = divmod(best, near.size)
+    return [(mine[i], near[q])]
 
-  def _swap(self, p, mine, rest, here, latest):
+  def _swap(self, p, mine, rest, near, here, latest):
     """[(sequence, new group), (its partner, p)] of the best swap, or []."""
     partner = np.zeros(len(latest), bool)
-    slack = self.load - latest
-    slack[p] = np.inf
-    partner[np.argsort(slack, kind="stable")[:_PARTNERS]] = True
-    partner[p] = False
+    partner[near] = True
     others = np.nonzero(partner[self.group])[0]
     if not others.size:
       return []
     q = self.group[others]
-    mine_ends = rest + self.cost[others, p]
-    ends = self.load[q] - self.own[others] + self.cost[np.ix_(mine, q)]
+    mine_ends = rest + self.seconds[others, self.kind[p]]
+    ends = self.seconds[np.ix_(mine, self.kind[q])]
+    ends = ends + (self.load[q] - self.own[others])
     longer = self.length[mine, None] - self.length[others]
     may = (mine_ends <= self.load[p] * _LESS) & (ends <= latest[q])
     may &= self.used[p] - longer <= self.limit[p]
