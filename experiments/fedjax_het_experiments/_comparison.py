@@ -6,59 +6,49 @@ its own partition.  Tuning looks only at the clients' own test splits, never at
 the held-out data that the report shows.
 """
 
-import pathlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_het.algorithms import pooled
 from fedjax_het.core import chunking, evaluate, mesh, rounds, sweep
+from fedjax_het.core.class_accuracy import make_class_accuracy
 from fedjax_het.core.errors import UserError
-from fedjax_het.core.types import Algorithm, Array, FederatedData, Model, Rows
+from fedjax_het.core.rounds import Select, Selector
+from fedjax_het.core.types import Algorithm, Array, FederatedData, Rows
 from fedjax_het.data import partition
 from fedjax_het.data.federated import federate
-from fedjax_het.data.sources import Dataset
 from fedjax_het.selection import check_cohort_size, uniform
 from fedjax_het.training.arms import Arm, arm_from_records
 from fedjax_het.training.run import train
+from fedjax_het_experiments._setting import Setting
 
 _TUNE_SEEDS = 1000  # tuning seeds start here: never the seeds of a report
+
+Rate = float | tuple[float, ...]
 
 
 class Method(NamedTuple):
   """name: as shown.
 
-  build: (learning rate f32[], may be traced) -> the algorithm.
-  rates: the learning rates to try; every method of a comparison has as many.
+  build: hyper-parameters, f32[] or f32[K], may be traced -> the algorithm.
+  rates: the hyper-parameters to try, numbers or K-tuples; every method of a
+    comparison tries as many.
+  pooled_steps: 0 for a federated method; else it runs on one client that holds
+    everybody's data and does this many steps a round.
+  judged_by: the figure of `core.evaluate` that its arm shows.
+  select: (cohort_size, rounds) -> who trains, instead of the setting's.
   """
 
   name: str
   build: Callable[[Array], Algorithm]
-  rates: tuple[float, ...]
-
-
-class Setting(NamedTuple):
-  """What all methods of a comparison share.
-
-  dataset, partition ("dirichlet:0.5"), num_clients: the federated problem.
-  model: the network.
-  cohort_size, rounds, eval_every: the schedule.
-  workdir: where it is kept;  config: recorded with it, guards --resume.
-  options: further arguments of `training.run.train` (resume, overwrite, ...).
-  """
-
-  dataset: Dataset
-  partition: str
-  num_clients: int
-  model: Model
-  cohort_size: int
-  rounds: int
-  eval_every: int
-  workdir: pathlib.Path
-  config: Mapping[str, Any]
-  options: Mapping[str, Any] = {}
+  rates: tuple[Rate, ...]
+  pooled_steps: int = 0
+  judged_by: str = "accuracy"
+  select: Callable[[int, int], Select | Selector] | None = None
 
 
 class _Run(NamedTuple):
@@ -72,7 +62,7 @@ def compare(
   *,
   seeds: Sequence[int],
   tune_seeds: int = 1,
-) -> tuple[list[Arm], dict[str, float]]:
+) -> tuple[list[Arm], dict[str, Rate]]:
   """Tunes each method on seeds of its own and runs it on `seeds`.
 
   Args:
@@ -110,8 +100,18 @@ def compare(
     records = _run(
       setting, method, "final", data, [chosen[method.name]], list(seeds)
     )
-    arms.append(arm_from_records(method.name, records))
+    arms.append(
+      arm_from_records(
+        method.name, records, accuracy=f"eval/{method.judged_by}"
+      )
+    )
   return arms, chosen
+
+
+def widest(setting: Setting, seeds: Sequence[int], tune_seeds: int) -> int:
+  """The most rows that a client holds in any run of a comparison."""
+  trial = [_TUNE_SEEDS + i for i in range(tune_seeds)]
+  return _deal(setting, [*seeds, *trial]).train.index.shape[-1]
 
 
 def _tune(setting, method, data, seeds) -> float:
@@ -126,12 +126,19 @@ def _tune(setting, method, data, seeds) -> float:
 def _run(setting, method, phase, data, rates, seeds):
   """All (rate, seed) runs of one method; records hold lists over the runs."""
   pairs = [(rate, seed) for rate in rates for seed in seeds]
-  clients = setting.num_clients
+  if method.pooled_steps:
+    data = _pool(data, method.pooled_steps)
+  clients = data.train.count.shape[-1]
+  cohort_size = min(setting.cohort_size, clients)
+  if method.pooled_steps:
+    select = uniform(cohort_size)
+  else:
+    select = (method.select or setting.select)(cohort_size, setting.rounds)
 
   def start(pair):
     rate, seed = pair
     key = jax.random.key(seed)
-    state = rounds.init_state(method.build(rate), key, clients)
+    state = rounds.init_state(method.build(rate), key, clients, select)
     return _Run(rate, state)
 
   on_cpu = jax.default_backend() == "cpu"
@@ -141,9 +148,14 @@ def _run(setting, method, phase, data, rates, seeds):
     def block(run, data):
       algorithm = method.build(run.rate)
       one = rounds.make_block(
-        rounds.make_round(algorithm, uniform(setting.cohort_size), chunk=chunk),
+        rounds.make_round(
+          algorithm,
+          select,
+          chunk=chunk,
+          deadline=None if method.pooled_steps else setting.deadline,
+        ),
         setting.eval_every,
-        evaluate.make_evaluate(algorithm, setting.model, chunk=chunk),
+        _evaluation(setting, algorithm, chunk),
       )
       state, history = one(run.train, data)
       return _Run(run.rate, state), history
@@ -167,7 +179,7 @@ def _run(setting, method, phase, data, rates, seeds):
   )
   if spread is not None:
     data = mesh.replicate(data, spread)  # not again for every block
-  chunk = chunking.choose_chunk(make, (states, data), setting.cohort_size)
+  chunk = chunking.choose_chunk(make, (states, data), cohort_size)
   return train(
     make(chunk),
     states,
@@ -181,11 +193,19 @@ def _run(setting, method, phase, data, rates, seeds):
       "rates": list(rates),
       "seeds": seeds,
     },
-    clients_per_round=setting.cohort_size * len(pairs),
+    clients_per_round=cohort_size * len(pairs),
     num_seeds=len(pairs),
     name=f"{phase} {method.name}",
     **setting.options,
   ).records
+
+
+def _evaluation(setting, algorithm, chunk) -> rounds.Evaluate:
+  usual = evaluate.make_evaluate(algorithm, setting.model, chunk=chunk)
+  by_class = make_class_accuracy(
+    algorithm, setting.model, setting.dataset.num_classes
+  )
+  return lambda state, data: {**usual(state, data), **by_class(state, data)}
 
 
 def _deal(setting: Setting, seeds: Sequence[int]) -> FederatedData:
@@ -197,14 +217,34 @@ def _deal(setting: Setting, seeds: Sequence[int]) -> FederatedData:
     )
     dealt.append(federate(setting.dataset, parts, seed=seed))
   return dealt[0]._replace(
-    train=_stack([data.train for data in dealt]),
-    test=_stack([data.test for data in dealt]),
+    train=_stack([data.train for data in dealt], setting.width),
+    test=_stack([data.test for data in dealt], setting.width),
+    devices=setting.devices,
   )
 
 
-def _stack(rows: Sequence[Rows]) -> Rows:
-  """Rows [N, R_s] of each seed as [S, N, max R_s]."""
-  width = max(row.index.shape[1] for row in rows)
+def _pool(data: FederatedData, steps: int) -> FederatedData:
+  """All clients of each seed as one with a budget, rows [S, 1, R]."""
+  seeds = range(data.train.count.shape[0])
+  each = [
+    pooled(
+      data._replace(
+        train=Rows(*(leaf[s] for leaf in data.train)),
+        test=Rows(*(leaf[s] for leaf in data.test)),
+      )
+    )
+    for s in seeds
+  ]
+  return each[0]._replace(
+    train=_stack([one.train for one in each]),
+    test=_stack([one.test for one in each]),
+    budget=jnp.full(1, steps, jnp.int32),
+  )
+
+
+def _stack(rows: Sequence[Rows], width: int = 0) -> Rows:
+  """Rows [N, R_s] of each seed as [S, N, R], R the largest of all."""
+  width = max(width, *(row.index.shape[1] for row in rows))
   index = [
     jnp.pad(row.index, ((0, 0), (0, width - row.index.shape[1])))
     for row in rows

@@ -119,6 +119,31 @@ DEVICES = flags.DEFINE(
   "Host devices on a CPU, each with a share of the clients; auto: one a core.",
   serializer=flags.ArgumentSerializer(),
 )
+FLEET = flags.DEFINE_string(
+  "fleet",
+  "lognormal:1",
+  "The clients' devices, for virtual time and energy: none, constant,"
+  " normal:STD, exponential, lognormal:SIGMA, uniform:HALF_WIDTH,"
+  " tiers:1/2/4/8; with options such as ,step_seconds=0.1,up_mbit=2.",
+)
+AVAILABILITY = flags.DEFINE_string(
+  "availability",
+  "always",
+  "When devices are online: always, bernoulli:SHARE, diurnal:SHARE,"
+  " markov:SHARE.",
+)
+SELECTION = flags.DEFINE_string(
+  "selection",
+  "uniform",
+  "Who trains in a round: uniform, available, by_weight, cyclic,"
+  " power_of_choice:CANDIDATES, oort, hetero_select.",
+)
+DEADLINE = flags.DEFINE_float(
+  "deadline",
+  None,
+  "Virtual seconds after which a round leaves out those who are late.",
+  lower_bound=0.0,
+)
 TENSORBOARD = flags.DEFINE_bool(
   "tensorboard", False, "Also write TensorBoard event files."
 )
@@ -133,6 +158,10 @@ OF_A_RUN = (
   "seeds",
   "resume",
   "overwrite",
+  "fleet",
+  "availability",
+  "selection",
+  "deadline",
   "tensorboard",
 )
 

@@ -13,7 +13,6 @@ tied at 80.0 %; both 4 to 5 points under FedAvg's 84.6 %.
 """
 
 import functools
-import pathlib
 import time
 
 import jax
@@ -43,7 +42,8 @@ from fedjax_het.training.stats import (
   paired_interval,
 )
 from fedjax_het_experiments import _flags
-from fedjax_het_experiments._comparison import Method, Setting, compare
+from fedjax_het_experiments._comparison import Method, compare
+from fedjax_het_experiments._setting import from_flags
 
 _DENSITY = flags.DEFINE_float(
   "hide_n_seek_density",
@@ -235,34 +235,11 @@ def main(argv: list[str]) -> None:
   )
   shapes = jax.eval_shape(model.init, jax.random.key(0))
   check_density(shapes, _DENSITY.value)  # before an arm without a mask trains
-  workdir = pathlib.Path(_flags.WORKDIR.value)
-  decisive = (
-    _flags.DATASET,
-    _flags.NUM_CLIENTS,
-    _flags.COHORT_SIZE,
-    _flags.EVAL_EVERY,
-    _DENSITY,
-    _PARTITION,
-    _MODEL,
-    _EPOCHS,
-    _BATCH,
-    _DOWNLINK,
-  )
-  setting = Setting(
-    dataset=dataset,
-    partition=_PARTITION.value,
-    num_clients=_flags.NUM_CLIENTS.value,
-    model=model,
-    cohort_size=_flags.COHORT_SIZE.value,
-    rounds=_flags.ROUNDS.value,
-    eval_every=_flags.EVAL_EVERY.value,
-    workdir=workdir,
-    config={flag.name: flag.value for flag in decisive},
-    options={
-      "resume": _flags.RESUME.value,
-      "overwrite": _flags.OVERWRITE.value,
-      "tensorboard": _flags.TENSORBOARD.value,
-    },
+  setting = from_flags(
+    dataset,
+    model,
+    _PARTITION.value,
+    (_DENSITY, _PARTITION, _MODEL, _EPOCHS, _BATCH, _DOWNLINK),
   )
   arms, rates = compare(
     setting,
@@ -271,7 +248,7 @@ def main(argv: list[str]) -> None:
     tune_seeds=_TUNE_SEEDS.value,
   )
   write_report(
-    workdir,
+    setting.workdir,
     f"HideNseek on {dataset.name}, {_PARTITION.value}",
     arms,
     verdicts(

@@ -109,7 +109,12 @@ def apfl(
 
   return fed_avg(
     model, optimizer=optimizer, batch_size=batch_size, epochs=epochs
-  )._replace(client=client, init_client=init_client, predict=predict)
+  )._replace(
+    client=client,
+    init_client=init_client,
+    predict=predict,
+    step_gradients=2.0,
+  )
 
 
 def _projected(

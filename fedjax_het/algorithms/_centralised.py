@@ -89,4 +89,5 @@ def pooled(data: FederatedData) -> FederatedData:
     train=pool(data.train),
     test=pool(data.test),
     budget=jnp.full(1, NO_BUDGET, jnp.int32),
+    devices=None,  # a data centre is no member of the fleet
   )

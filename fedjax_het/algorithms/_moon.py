@@ -98,6 +98,7 @@ def moon(
   )._replace(
     client=client,
     init_client=lambda key: _memory.nothing(jax.eval_shape(model.init, key)),
+    step_gradients=5 / 3,  # two forward passes more, of frozen models
   )
 
 

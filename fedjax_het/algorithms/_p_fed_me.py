@@ -93,4 +93,4 @@ def p_fed_me(
     epochs=epochs,
     server_optimizer=optax.sgd(server_rate),
     gradient=lambda received: envelope,
-  )._replace(adapt=adapt)
+  )._replace(adapt=adapt, step_gradients=inner_steps)

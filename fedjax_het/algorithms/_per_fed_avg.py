@@ -87,4 +87,8 @@ def per_fed_avg(
     batch_size=batch_size,
     epochs=epochs,
     gradient=lambda received: jax.value_and_grad(meta_loss),
-  )._replace(adapt=adapt)
+  )._replace(
+    adapt=adapt,
+    # two halves of a batch; a Hessian product is about two gradients more
+    step_gradients=1.0 if first_order else 2.0,
+  )

@@ -12,6 +12,7 @@ many clients as fit its memory (`core.chunking`).
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -19,7 +20,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as Spec
 
+from fedjax_het.core import clock as virtual
 from fedjax_het.core import wire
+from fedjax_het.core.clock import Clock
 from fedjax_het.core.local import all_finite
 from fedjax_het.core.types import (
   Algorithm,
@@ -36,19 +39,30 @@ AXIS = "clients"
 class Cohort(NamedTuple):
   """What happened to each client of a round, in the order they were chosen.
 
-  ids: i32[C];  ok: bool[C], False where the upload was dropped.
-  weight: f32[C], 0 where dropped;  steps: i32[C], local steps done.
+  ids: i32[C];  ok: bool[C], False where the upload did not count.
+  present: bool[C], False where it was offline, or later than the deadline.
+  weight: f32[C], 0 where not ok;  steps: i32[C], local steps done.
   up_bytes, down_bytes: u32[C], counted from the messages.
+  seconds, joules: f32[C], virtual time and energy (`core.clock`), time up to
+    the deadline; None if the data say nothing about devices.
   metrics: dict of f32[C], what each client reported.
+  seen: what the selector observed of each upload, [C, ...]; `()` for nothing.
+  probe_bytes: u32[], what clients received to tell the selector their loss;
+    None if it asks nobody.
   """
 
   ids: Array
   ok: Array
+  present: Array
   weight: Array
   steps: Array
   up_bytes: Array
   down_bytes: Array
+  seconds: Array | None
+  joules: Array | None
   metrics: dict[str, Array]
+  seen: PyTree = ()
+  probe_bytes: Array | None = None
 
 
 class _Work(NamedTuple):
@@ -78,13 +92,16 @@ def run_cohort(
   data: FederatedData,
   key: Key,
   *,
+  clock: Clock,
+  observe: Callable[[PyTree], PyTree] | None = None,
   chunk: int = 1,
   mesh: Mesh | None = None,
 ) -> tuple[PyTree, PyTree, Cohort]:
   """Trains the chosen clients and reduces their uploads.
 
   An upload is dropped, and its client keeps its old state, if it says so
-  (`Upload.ok`) or if any float leaf of it is NaN or Inf.
+  (`Upload.ok`), if any float leaf of it is NaN or Inf, or if its client is
+  offline or later than the deadline.
 
   Args:
     algorithm: the method.
@@ -94,6 +111,8 @@ def run_cohort(
     data: the federated data set.
     key: the round's key; client k draws from `fold_in(key, k)`, so the result
       does not depend on order, chunks or devices.
+    clock: the virtual time of the round.
+    observe: upload's message -> arrays, kept in `Cohort.seen`.
     chunk: M, clients vmapped together.
     mesh: a mesh with the axis "clients", or None for one device.
 
@@ -102,17 +121,18 @@ def run_cohort(
   """
   devices = 1 if mesh is None else mesh.shape[AXIS]
   work = _schedule(algorithm, clients, ids, data, chunk, devices)
-  run = functools.partial(_run_chunks, algorithm, chunk)
+  run = functools.partial(_run_chunks, algorithm, observe, chunk)
+  online = virtual.online(data, clock.now)
   if mesh is None:
-    acc, done = run(server, work, data, key)
+    acc, done = run(server, work, data, key, clock, online)
   else:
     acc, done = jax.shard_map(
       functools.partial(_run_and_merge, algorithm, run, devices),
       mesh=mesh,
-      in_specs=(Spec(), Spec(AXIS), Spec(), Spec()),
+      in_specs=(Spec(), Spec(AXIS), Spec(), Spec(), Spec(), Spec()),
       out_specs=(Spec(), Spec(AXIS)),
       check_vma=False,  # accumulators start equal and differ after a scan
-    )(server, work, data, key)
+    )(server, work, data, key, clock, online)
   states, cohort = done
   target = jnp.where(work.real, work.id, data.num_clients)  # padding: no client
   clients = jax.tree.map(
@@ -149,9 +169,9 @@ def _schedule(algorithm, clients, ids, data, chunk, devices) -> _Work:
   return _Work(order, chosen, real, state)
 
 
-def _run_chunks(algorithm, chunk, server, work, data, key):
+def _run_chunks(algorithm, observe, chunk, server, work, *of_round):
   """Scans over the chunks of one device, folding uploads as they come."""
-  one = functools.partial(_run_client, algorithm, server, data, key)
+  one = functools.partial(_run_client, algorithm, observe, server, *of_round)
   first = jax.tree.map(lambda leaf: leaf[0], work)
   message = jax.eval_shape(one, first)[0]
   work = jax.tree.map(
@@ -172,38 +192,60 @@ def _run_chunks(algorithm, chunk, server, work, data, key):
   return acc, flat
 
 
-def _run_and_merge(algorithm, run, devices, server, work, data, key):
+def _run_and_merge(algorithm, run, devices, server, work, *of_round):
   """`_run_chunks` on each device, then the accumulators merged in one order."""
-  acc, done = run(server, work, data, key)
+  acc, done = run(server, work, *of_round)
   parts = jax.lax.all_gather(acc, AXIS)
   parts = [jax.tree.map(lambda a, d=d: a[d], parts) for d in range(devices)]
   return functools.reduce(algorithm.reducer.merge, parts), done
 
 
-def _run_client(algorithm, server, data, key, work: _Work):
+def _run_client(
+  algorithm, observe, server, data, key, clock, online, work: _Work
+):
   """One client: (message, state, its row of `Cohort`), neutral if dropped."""
   message = algorithm.downlink(server, work.id)
   mine = client_data(data, work.id)
-  # padding trains for no step
-  mine = mine._replace(budget=jnp.where(work.real, mine.budget, 0))
+  # padding and whoever is offline train for no step
+  here = work.real & online[work.id]
+  mine = mine._replace(budget=jnp.where(here, mine.budget, 0))
   upload = algorithm.client(
     message, work.state, mine, jax.random.fold_in(key, work.id)
   )
+  steps = algorithm.local_steps(mine.count, mine.budget)
+  up_bytes = jnp.where(here, jnp.uint32(wire.nbytes(upload.message)), 0)
+  down_bytes = jnp.where(here, jnp.uint32(wire.nbytes(message)), 0)
+  seconds = joules = None
+  if data.devices is not None:
+    seconds, joules = virtual.cost(
+      data.devices,
+      work.id,
+      clock.key,
+      gradients=algorithm.step_gradients * steps.astype(jnp.float32),
+      up_bytes=up_bytes,
+      down_bytes=down_bytes,
+    )
+    here = here & (seconds <= clock.deadline)
+    seconds = jnp.minimum(seconds, clock.deadline)
   sent = upload.message, upload.weight, upload.client_state, upload.metrics
-  ok = work.real & upload.ok & all_finite(sent)
+  ok = here & upload.ok & all_finite(sent)
 
   def keep(new, old):
     return jnp.where(ok, new, old)
 
+  # Zero times NaN is NaN: a dropped message must be replaced, not weighted.
+  clean = jax.tree.map(lambda m: keep(m, jnp.zeros_like(m)), upload.message)
   cohort = Cohort(
     ids=work.id,
     ok=ok,
+    present=here,
     weight=keep(jnp.float32(upload.weight), jnp.float32(0)),
-    steps=algorithm.local_steps(mine.count, mine.budget),
-    up_bytes=jnp.uint32(wire.nbytes(upload.message)),
-    down_bytes=jnp.uint32(wire.nbytes(message)),
+    steps=steps,
+    up_bytes=up_bytes,
+    down_bytes=down_bytes,
+    seconds=seconds,
+    joules=joules,
     metrics={k: keep(v, jnp.zeros_like(v)) for k, v in upload.metrics.items()},
+    seen=observe(clean) if observe else (),
   )
-  # Zero times NaN is NaN: a dropped message must be replaced, not weighted.
-  clean = jax.tree.map(lambda m: keep(m, jnp.zeros_like(m)), upload.message)
   return clean, jax.tree.map(keep, upload.client_state, work.state), cohort

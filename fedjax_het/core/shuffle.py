@@ -42,22 +42,22 @@ def permute(key: Key, position: Array, length: Array) -> Array:
   # a small client's step, and a coin for a shuffle needs no cipher.
   first, second = jax.random.key_data(key)
   counter = jnp.arange(_ROUNDS, dtype=jnp.uint32) * jnp.uint32(0x9E3779B9)
-  offsets = _hash(_hash(counter ^ first) ^ second) % length
-  salts = _hash(_hash(counter ^ second) + first)
+  offsets = hash32(hash32(counter ^ first) ^ second) % length
+  salts = hash32(hash32(counter ^ second) + first)
   for r in range(_ROUNDS):
     mirror = jnp.where(
       element <= offsets[r],
       offsets[r] - element,
       offsets[r] + length - element,
     )
-    coin = _hash(jnp.maximum(element, mirror) ^ salts[r]) >> jnp.uint32(31)
+    coin = hash32(jnp.maximum(element, mirror) ^ salts[r]) >> jnp.uint32(31)
     element = jnp.where(coin == jnp.uint32(1), mirror, element)
   # Without the barrier XLA CPU of jax 0.11 fuses the rounds into the gather
   # that follows, once for each use of each round: it compiles for hours.
   return jax.lax.optimization_barrier(element.astype(jnp.int32))
 
 
-def _hash(x: Array) -> Array:
+def hash32(x: Array) -> Array:
   """The 32-bit finaliser of MurmurHash3: every input bit moves every output."""
   x = (x ^ (x >> jnp.uint32(16))) * jnp.uint32(0x85EBCA6B)
   x = (x ^ (x >> jnp.uint32(13))) * jnp.uint32(0xC2B2AE35)

@@ -62,7 +62,7 @@ def over_runs(
   if mesh is None:
     return runs
   split = Rows(Spec(AXIS), Spec(AXIS)) if own_partition else Spec()
-  specs = FederatedData(Spec(), split, split, Spec(), Spec())
+  specs = FederatedData(Spec(), split, split, Spec(), Spec(), Spec())
   spread = jax.shard_map(
     runs,
     mesh=mesh,

@@ -42,6 +42,32 @@ class Rows(NamedTuple):
   count: Array
 
 
+class Devices(NamedTuple):
+  """What each client's device can do; see `devices.profiles`, `core.clock`.
+
+  step_seconds: f32[N], virtual seconds for one gradient of one batch.
+  up_rate, down_rate: f32[N], bytes a second.
+  memory: f32[N], bytes that training may take.
+  compute_watts, radio_watts: f32[N], power while it trains, and while it sends
+    or receives.
+  compute_jitter, network_jitter: f32[N], standard deviation of the logarithm
+    of a factor, new in every round, on the time it computes and communicates.
+  online: bool[T, N], whether it can be reached in each slot of a cycle.
+  slot_seconds: f32[], how long a slot lasts.
+  """
+
+  step_seconds: Array
+  up_rate: Array
+  down_rate: Array
+  memory: Array
+  compute_watts: Array
+  radio_watts: Array
+  compute_jitter: Array
+  network_jitter: Array
+  online: Array
+  slot_seconds: Array
+
+
 class FederatedData(NamedTuple):
   """A federated data set as rows + counts over examples on the device.
 
@@ -49,7 +75,8 @@ class FederatedData(NamedTuple):
   train, test: each client's own train and test rows.
   heldout: examples that no client holds, to judge the global model.
   budget: i32[N], the most local steps that a client can do in a round
-    (`NO_BUDGET` for no limit): the device's speed as the engine sees it.
+    (`NO_BUDGET` for no limit).
+  devices: how fast each client is, or None: then nothing has a duration.
   """
 
   examples: Examples
@@ -57,6 +84,7 @@ class FederatedData(NamedTuple):
   test: Rows
   heldout: Examples
   budget: Array
+  devices: Devices | None = None
 
   @property
   def num_clients(self) -> int:
@@ -138,6 +166,8 @@ class Algorithm(NamedTuple):
   adapt: (params, ClientData, key) -> params, what a client does to these
     parameters before it is judged on its own test split, e.g. some steps on its
     own training data; None: nothing.
+  step_gradients: gradients of a batch that one local step takes, on average;
+    the virtual clock charges them.
   """
 
   init: Callable[[Key], PyTree]
@@ -150,6 +180,7 @@ class Algorithm(NamedTuple):
   init_client: Callable[[Key], PyTree] = lambda key: ()
   predict: Callable[[PyTree, PyTree, Array], Params] | None = None
   adapt: Callable[[Params, ClientData, Key], Params] | None = None
+  step_gradients: float = 1.0
 
 
 class Model(NamedTuple):

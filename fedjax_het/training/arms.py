@@ -18,6 +18,9 @@ class Arm(NamedTuple):
   up_bytes, down_bytes: f64[S, E], bytes that all clients sent and received up
     to then; None if they were not counted.
   client_accuracy: f64[S, N], each client's accuracy at the end, or None.
+  seconds: f64[S, E], virtual time up to then; None without devices.
+  joules: f64[S, E], energy of all clients up to then; None without devices.
+  class_accuracy: f64[S, K], accuracy on each class at the end, or None.
   """
 
   name: str
@@ -26,6 +29,9 @@ class Arm(NamedTuple):
   up_bytes: np.ndarray | None = None
   down_bytes: np.ndarray | None = None
   client_accuracy: np.ndarray | None = None
+  seconds: np.ndarray | None = None
+  joules: np.ndarray | None = None
+  class_accuracy: np.ndarray | None = None
 
   @property
   def final(self) -> np.ndarray:
@@ -55,6 +61,9 @@ def arm_from_records(
   up: str = "up_bytes",
   down: str = "down_bytes",
   clients: str = "eval/client_accuracy",
+  seconds: str = "eval/seconds",
+  joules: str = "joules",
+  classes: str = "eval/class_accuracy",
 ) -> Arm:
   """Builds an `Arm` from the records of one or more runs.
 
@@ -63,8 +72,10 @@ def arm_from_records(
     *runs: records of each run (`RunResult.records`, `read_jsonl`); a run of
       one seed has numbers, a run of several has lists over seeds.  All were
       evaluated at the same rounds.
-    accuracy, clients: names of records at evaluations.
-    up, down: names of bytes a round, cohort total; summed up here.
+    accuracy, clients, classes: names of records at evaluations.
+    up, down, joules: names of bytes and energy a round, of the whole cohort;
+      summed up here.
+    seconds: name of the virtual time at evaluations; all zero means no devices.
 
   Returns:
     An `Arm` with the seeds of all runs; what was not recorded is None.
@@ -86,6 +97,9 @@ def arm_from_records(
     _all([_cumulative(run, up, rounds[0]) for run in runs]),
     _all([_cumulative(run, down, rounds[0]) for run in runs]),
     _all([_last(run, clients) for run in runs]),
+    _all([_clock(run, seconds) for run in runs]),
+    _all([_cumulative(run, joules, rounds[0]) for run in runs]),
+    _all([_last(run, classes) for run in runs]),
   )
 
 
@@ -97,6 +111,14 @@ def _curve(run: Sequence[Record], name: str) -> np.ndarray:
   """f64[S, E]: the values of one name, a column a record."""
   values = [np.atleast_1d(record[name]) for record in run if name in record]
   return np.stack(values, axis=1).astype(np.float64)
+
+
+def _clock(run: Sequence[Record], name: str) -> np.ndarray | None:
+  """f64[S, E]: the virtual time, None if it stands still."""
+  if not any(name in record for record in run):
+    return None
+  curve = _curve(run, name)
+  return curve if curve.any() else None
 
 
 def _cumulative(

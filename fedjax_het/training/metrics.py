@@ -28,8 +28,10 @@ def summarise_cohort(cohort: Any) -> dict[str, np.ndarray]:
   Returns:
     Arrays [...]: each client metric as f32 mean weighted by `weight` (NaN if
     all were dropped); up_bytes, down_bytes and steps, summed over the cohort
-    (dropped uploads were sent as well); dropped, how many uploads; and
-    dropped_clients, an object array of lists of their ids.
+    (dropped uploads were sent as well, and what a selector asks is in
+    down_bytes); dropped, how many uploads of those that arrived in time;
+    dropped_clients, an object array of lists of their ids; and, if the data
+    have devices, joules, summed, and absent, how many were offline or late.
   """
   ok, ids = np.asarray(cohort.ok), np.asarray(cohort.ids)
   weight = np.asarray(cohort.weight, np.float64)
@@ -41,10 +43,17 @@ def summarise_cohort(cohort: Any) -> dict[str, np.ndarray]:
   }
   for name in ("up_bytes", "down_bytes", "steps"):
     summary[name] = np.asarray(getattr(cohort, name)).sum(-1, dtype=np.int64)
+  if cohort.probe_bytes is not None:
+    summary["down_bytes"] += np.asarray(cohort.probe_bytes, np.int64)
+  present = np.asarray(cohort.present)
+  if cohort.joules is not None:
+    summary["joules"] = np.asarray(cohort.joules).sum(-1)
+    summary["absent"] = (~present).sum(-1)
+  bad = present & ~ok
   dropped = np.empty(ok.shape[:-1], object)
   for place in np.ndindex(dropped.shape):
-    dropped[place] = ids[place][~ok[place]].tolist()
-  return {**summary, "dropped": (~ok).sum(-1), "dropped_clients": dropped}
+    dropped[place] = ids[place][bad[place]].tolist()
+  return {**summary, "dropped": bad.sum(-1), "dropped_clients": dropped}
 
 
 def block_records(

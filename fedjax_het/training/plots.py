@@ -1,4 +1,4 @@
-"""Plots of a comparison: accuracy against rounds, bytes sent, and over clients.
+"""Plots of a comparison: accuracy against rounds, bytes, time; over clients.
 
 Each `draw_*` fills one matplotlib Axes, to be combined at will (lines carry
 their arm's name as label); `save_plots` writes the PNGs of a report.  Colours
@@ -95,6 +95,23 @@ def draw_accuracy_bytes(
   _finish_accuracy(axes, "test accuracy", target)
 
 
+def draw_accuracy_time(
+  axes: Any, arms: Sequence[Arm], target: float | None = None
+) -> None:
+  """Accuracy against the virtual time of the fleet (log scale)."""
+  for k, arm in enumerate(arms):
+    if arm.seconds is not None:
+      spent = arm.seconds.mean(0)
+      mean = _line(axes, k, spent, arm.accuracy, arm.name)
+      axes.plot(spent[-1], mean[-1], "o", color=_colour(k), markersize=5)
+  axes.set_xscale("log")
+  axes.xaxis.set_major_formatter(lambda value, _: format_seconds(value))
+  axes.xaxis.set_minor_formatter(lambda value, _: "")
+  axes.set_xlabel("virtual time")
+  axes.set_title("Accuracy against virtual time")
+  _finish_accuracy(axes, "test accuracy", target)
+
+
 def draw_client_accuracy(axes: Any, arms: Sequence[Arm]) -> None:
   """Accuracy of each client on its own test split, from worst to best."""
   for k, arm in enumerate(arms):
@@ -132,7 +149,7 @@ def save_plots(
     target: an accuracy in [0, 1] to mark, or None.
 
   Returns:
-    The paths: overview (two panels), then rounds, bytes, clients.
+    The paths: overview (all but clients), then rounds, bytes, time, clients.
 
   Raises:
     UserError: if the disk is full.
@@ -147,16 +164,23 @@ def save_plots(
   def sent(axes):
     draw_accuracy_bytes(axes, arms, target)
 
+  def spent(axes):
+    draw_accuracy_time(axes, arms, target)
+
   def clients(axes):
     draw_client_accuracy(axes, arms)
+
+  timed = any(arm.seconds is not None for arm in arms)
 
   figures = {"accuracy_rounds": (rounds,)}
   if any(arm.sent_bytes is not None for arm in arms):
     figures = {
-      "overview": (rounds_unnamed, sent),
+      "overview": (rounds_unnamed, sent, spent)[: 2 + timed],
       **figures,
       "accuracy_bytes": (sent,),
     }
+  if timed:
+    figures["accuracy_time"] = (spent,)
   if any(arm.client_accuracy is not None for arm in arms):
     figures["client_accuracy"] = (clients,)
   return [
@@ -177,6 +201,33 @@ def format_bytes(value: float) -> str:
       return f"{value:.3g} {unit}"
     value /= 1000
   raise AssertionError("unreachable")
+
+
+def format_seconds(value: float) -> str:
+  """Seconds in the largest unit that gives a number of at least 1.
+
+  Example:
+    >>> format_seconds(90), format_seconds(0.25), format_seconds(7200)
+    ('1.5 min', '0.25 s', '2 h')
+  """
+  for unit, size in (("d", 86_400), ("h", 3600), ("min", 60)):
+    if value >= size:
+      return f"{value / size:.3g} {unit}"
+  return f"{value:.3g} s"
+
+
+def format_joules(value: float) -> str:
+  """Joules in J, kJ or MJ with three digits.
+
+  Example:
+    >>> format_joules(27.8), format_joules(1.2e6)
+    ('27.8 J', '1.2 MJ')
+  """
+  for unit in ("J", "kJ"):
+    if abs(value) < 999.5:
+      return f"{value:.3g} {unit}"
+    value /= 1000
+  return f"{value:.3g} MJ"
 
 
 def _save(

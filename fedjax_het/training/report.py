@@ -14,17 +14,28 @@ from rich.text import Text
 
 from fedjax_het.training.arms import Arm
 from fedjax_het.training.files import storage_errors, write_text_atomic
-from fedjax_het.training.plots import format_bytes, save_plots
+from fedjax_het.training.plots import (
+  format_bytes,
+  format_joules,
+  format_seconds,
+  save_plots,
+)
 from fedjax_het.training.progress import format_duration
-from fedjax_het.training.stats import Interval, Verdict, mean_interval
+from fedjax_het.training.stats import (
+  Interval,
+  Verdict,
+  first_reach,
+  mean_interval,
+)
 from fedjax_het.version import __version__
 
 _COLOUR = {"PASS": "bold green", "FAIL": "bold red", "NULL": "bold yellow"}
 _HEADINGS = ("claim", "criterion", "measured", "interval", "seeds", "outcome")
 _CAPTIONS = {
-  "overview": "Accuracy against rounds, and against the bytes sent.",
+  "overview": "Accuracy against rounds, bytes sent and virtual time.",
   "accuracy_rounds": "Test accuracy of the global model against rounds.",
   "accuracy_bytes": "Test accuracy against bytes sent, up and down.",
+  "accuracy_time": "Test accuracy against virtual time of the fleet.",
   "client_accuracy": "Accuracy of each client on its own test split.",
 }
 
@@ -66,7 +77,7 @@ def write_report(
   plots = save_plots(folder, arms, target=target)
   path = folder / "summary.md"
   facts = run_facts(command, seconds)
-  text = summary_markdown(title, arms, verdicts, facts, plots, notes)
+  text = summary_markdown(title, arms, verdicts, facts, plots, notes, target)
   write_text_atomic(path, text)
   console = console or Console()
   if verdicts:
@@ -105,8 +116,9 @@ def summary_markdown(
   facts: Mapping[str, str],
   plots: Sequence[str | os.PathLike] = (),
   notes: Sequence[str] = (),
+  target: float | None = None,
 ) -> str:
-  """The text of summary.md: facts, verdicts, arms, plots, notes."""
+  """The text of summary.md: facts, verdicts, arms, costs, plots, notes."""
   parts = [f"# {title}", "\n".join(f"- {k}: {v}" for k, v in facts.items())]
   if verdicts:
     rows = [_verdict_cells(verdict) for verdict in verdicts]
@@ -117,6 +129,13 @@ def summary_markdown(
       "Means over seeds with 95 % intervals (Student), also the bands in the "
       "plots; bytes are those of all clients over the whole run."
     )
+    if target is not None:
+      parts.append(f"## To {100 * target:g} % accuracy")
+      parts.append(markdown_table(*target_rows(arms, target)))
+      parts.append(
+        "Means over the seeds that reach it, at the evaluation at which they "
+        "first do; virtual time and energy are those of the simulated fleet."
+      )
   parts += notes
   for plot in map(pathlib.Path, plots):
     caption = _CAPTIONS.get(plot.stem, plot.stem)
@@ -165,6 +184,31 @@ def arm_rows(arms: Sequence[Arm]) -> tuple[tuple[str, ...], list[list[str]]]:
         _total(arm.down_bytes),
       ]
     )
+  return headings, rows
+
+
+def target_rows(
+  arms: Sequence[Arm], target: float
+) -> tuple[tuple[str, ...], list[list[str]]]:
+  """Headings and rows of what each arm takes to the target accuracy."""
+  headings = ("arm", "seeds", "rounds", "sent", "virtual time", "energy")
+  rows = []
+  for arm in arms:
+    reached = np.isfinite(first_reach(arm.rounds, arm.accuracy, target))
+    costs = (
+      (arm.rounds, lambda value: f"{value:.4g}"),
+      (arm.sent_bytes, format_bytes),
+      (arm.seconds, format_seconds),
+      (arm.joules, format_joules),
+    )
+    cells = [arm.name, f"{reached.sum()} of {reached.size}"]
+    for cost, form in costs:
+      if cost is None or not reached.any():
+        cells.append("-")
+        continue
+      spent = first_reach(cost, arm.accuracy, target)
+      cells.append(form(float(spent[reached].mean())))
+    rows.append(cells)
   return headings, rows
 
 

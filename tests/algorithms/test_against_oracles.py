@@ -99,11 +99,8 @@ def test_masked_fed_avg_with_everything_kept_is_fed_avg():
   full = masked_fed_avg(model, _pruning(density=1.0), **settings)
   data = tiny.data()
   start = rounds.init_state(full, KEY, tiny.CLIENTS)
-  ours = rounds.TrainState(
-    dense.init(KEY)._replace(params=start.server.params),
-    (),
-    start.key,
-    start.round,
+  ours = start._replace(
+    server=dense.init(KEY)._replace(params=start.server.params), clients=()
   )
   block = [
     jax.jit(

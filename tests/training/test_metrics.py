@@ -4,38 +4,30 @@ import json
 import math
 import subprocess
 import sys
-from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
+from fedjax_het.core.cohort import Cohort
 from fedjax_het.core.errors import UserError
 from fedjax_het.training import metrics
 
 RNG = np.random.default_rng(1)
 
 
-class Cohort(NamedTuple):
-  """The fields of `core.cohort.Cohort` that are logged."""
-
-  ids: Any
-  ok: Any
-  weight: Any
-  steps: Any
-  up_bytes: Any
-  down_bytes: Any
-  metrics: Any
-
-
 def make_cohort(shape):
-  ok = RNG.uniform(size=shape) > 0.3
+  present = RNG.uniform(size=shape) > 0.2
+  ok = present & (RNG.uniform(size=shape) > 0.2)
   return Cohort(
     ids=RNG.integers(0, 100, shape, np.int32),
     ok=ok,
+    present=present,
     weight=(RNG.integers(1, 50, shape) * ok).astype(np.float32),
     steps=RNG.integers(0, 9, shape, np.int32),
     up_bytes=RNG.integers(2**30, 2**32, shape, np.uint32),
     down_bytes=np.full(shape, 2**32 - 1, np.uint32),
+    seconds=RNG.uniform(size=shape).astype(np.float32),
+    joules=RNG.uniform(size=shape).astype(np.float32),
     metrics={"loss": (RNG.uniform(size=shape) * ok).astype(np.float32)},
   )
 
@@ -46,7 +38,7 @@ def test_cohort_summary_is_the_loop():
   cohort.ok[0, 0] = False
   got = metrics.summarise_cohort(cohort)
   for s, r in np.ndindex(2, 3):
-    weight = loss = up = down = steps = 0
+    weight = loss = up = down = steps = joules = absent = 0
     dropped = []
     for c in range(6):
       weight += float(cohort.weight[s, r, c])
@@ -57,13 +49,17 @@ def test_cohort_summary_is_the_loop():
       up += int(cohort.up_bytes[s, r, c])  # beyond 32 bits
       down += int(cohort.down_bytes[s, r, c])
       steps += int(cohort.steps[s, r, c])
-      if not cohort.ok[s, r, c]:
+      joules += float(cohort.joules[s, r, c])
+      absent += not cohort.present[s, r, c]
+      if cohort.present[s, r, c] and not cohort.ok[s, r, c]:
         dropped.append(int(cohort.ids[s, r, c]))
     expected = loss / weight if weight else math.nan
     np.testing.assert_allclose(got["loss"][s, r], expected, rtol=1e-6)
     assert got["up_bytes"][s, r] == up
     assert got["down_bytes"][s, r] == down
     assert got["steps"][s, r] == steps
+    assert got["absent"][s, r] == absent
+    np.testing.assert_allclose(got["joules"][s, r], joules, rtol=1e-6)
     assert got["dropped"][s, r] == len(dropped)
     assert got["dropped_clients"][s, r] == dropped
 

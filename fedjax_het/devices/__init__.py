@@ -1,0 +1,1 @@
+"""Unequal devices: how fast, how large, how often online."""
