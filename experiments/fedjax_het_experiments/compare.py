@@ -32,7 +32,7 @@ _ALGORITHMS = flags.DEFINE_list(
 )
 _PARTITIONS = flags.DEFINE_multi_string(
   "compare_partitions",
-  ["dirichlet:0.1,min_size=2", "iid"],
+  ["inner_dirichlet:0.1", "iid"],
   "Who holds what; give the flag several times.",
 )
 _MODEL = flags.DEFINE_string("compare_model", "mlp", "Name of the network.")

@@ -263,7 +263,7 @@ def _line(axes, k, x, values, name) -> np.ndarray:
   """Draws mean and interval of values [S, E] in percent; returns the mean."""
   per_point = [mean_interval(100 * column) for column in values.T]
   mean, low, high = np.array([p[:3] for p in per_point]).T
-  style = STYLES[k % len(STYLES)]
+  style = STYLES[(k + k // len(COLOURS)) % len(STYLES)]  # no pair twice
   axes.plot(x, mean, color=_colour(k), linestyle=style, linewidth=2, label=name)
   if np.isfinite(high - low).any():
     axes.fill_between(x, low, high, color=_colour(k), alpha=0.16, linewidth=0)
