@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_het.core.errors import UserError, unknown
-from fedjax_het.core.types import NO_BUDGET, Examples, FederatedData, Rows
+from fedjax_het.core.types import NO_BUDGET, Examples, FederatedData
+from fedjax_het.data._rows import flatten, pad, unpad
 from fedjax_het.data.partition import natural_id
 from fedjax_het.data.sources import Dataset
 
@@ -32,7 +33,8 @@ def federate(
   it judges the global model.
 
   Args:
-    dataset: from `sources.load`.
+    dataset: from `sources.load`; i32 `train_x` are tokens and stay so, all
+      else becomes f32.
     parts: for each client, its rows of `dataset.train_x`, i[n_i]; at least 2.
       Clients may share rows.
     test_fraction: between 0 and 1, exclusive.
@@ -47,8 +49,14 @@ def federate(
     UserError: names the first client that has fewer than 2 rows, a row twice
       or a row that doesn't exist; or a bad test_fraction or budget.
   """
-  rows, client = _flatten(parts, len(dataset.train_x))
+  rows, client = flatten(parts, len(dataset.train_x))
   counts = np.bincount(client)
+  small = np.flatnonzero(counts < 2)
+  if small.size:
+    raise UserError(
+      f"client {small[0]} holds {counts[small[0]]} examples, it needs 1 to "
+      "train and 1 to test: use fewer clients or a larger min_size"
+    )
   if not 0 < test_fraction < 1:
     raise UserError(
       f"test_fraction must be between 0 and 1, got {test_fraction}"
@@ -60,20 +68,50 @@ def federate(
   order = order[np.argsort(client[order], kind="stable")]
   rows, client = rows[order], client[order]
   start = np.cumsum(counts) - counts
-  place = np.arange(rows.size) - start[client]  # within the client
-  first = place < num_test[client]
-  return FederatedData(
-    examples=_examples(dataset.train_x, dataset.train_y),
-    train=_pad(
-      rows[~first],
-      client[~first],
-      (place - num_test[client])[~first],
-      counts - num_test,
-    ),
-    test=_pad(rows[first], client[first], place[first], num_test),
-    heldout=_examples(dataset.test_x, dataset.test_y),
-    budget=_budget(budget, counts.size),
+  first = np.arange(rows.size) - start[client] < num_test[client]
+  return _dealt(
+    dataset,
+    pad(rows[~first], client[~first], counts.size),
+    pad(rows[first], client[first], counts.size),
+    budget,
   )
+
+
+def from_rows(
+  dataset: Dataset,
+  train: Sequence[np.ndarray],
+  test: Sequence[np.ndarray],
+  *,
+  budget: int | Sequence[int] | np.ndarray | None = None,
+) -> FederatedData:
+  """Deals a data set whose train and test rows are decided already.
+
+  For data that must not be split at random, e.g. overlapping windows of a time
+  series: a random split would test on what was trained on.
+
+  Args:
+    dataset: i32 `train_x` are tokens and stay so, all else becomes f32.
+    train, test: for each client, its rows of `dataset.train_x`, 1 or more;
+      together no row twice.  Clients may share rows.
+    budget: as in `federate`.
+
+  Returns:
+    The federated data set.
+
+  Raises:
+    UserError: lists of different lengths, a client without rows, a row twice
+      or a row that doesn't exist; or a bad budget.
+  """
+  if len(train) != len(test):
+    raise UserError(
+      f"train rows of {len(train)} clients and test rows of {len(test)}: give "
+      "one list of rows a client in both"
+    )
+  size = len(dataset.train_x)
+  rows = [pad(*flatten(part, size), len(part)) for part in (train, test)]
+  # a row to train on must not be tested on
+  flatten([np.append(a, b) for a, b in zip(train, test, strict=True)], size)
+  return _dealt(dataset, *rows, budget)
 
 
 def from_arrays(
@@ -86,11 +124,12 @@ def from_arrays(
   test_fraction: float = 0.2,
   seed: int = 0,
   budget: int | Sequence[int] | np.ndarray | None = None,
+  tokens: bool = False,
 ) -> FederatedData:
   """Your own arrays, with a client id for each example.
 
   Args:
-    x: [n, ...], turned into f32; not normalised.
+    x: [n, ...], turned into f32; not normalised.  With `tokens`, i32.
     y: i[n], labels >= 0.
     client_ids: [n], integers or strings; clients come in sorted order.
     heldout: (x, y) that no client holds, to judge the global model.  None
@@ -99,6 +138,7 @@ def from_arrays(
     test_fraction: as in `federate`, of what is left to the client.
     seed: of both random choices.
     budget: as in `federate`.
+    tokens: x holds token ids >= 0, for a model that begins with an embedding.
 
   Returns:
     The federated data set.
@@ -113,7 +153,7 @@ def from_arrays(
     >>> data.num_clients, data.heldout.y.shape
     (2, (2,))
   """
-  x, y = _checked(x, y, "")
+  x, y = _checked(x, y, "", tokens)
   if np.shape(client_ids) != y.shape:
     raise UserError(
       f"client_ids must hold one id for each of the {y.size} examples, got "
@@ -137,7 +177,7 @@ def from_arrays(
       )
     parts = [part[count:] for part, count in pairs]
     heldout = (x[held], y[held])
-  held_x, held_y = _checked(*heldout, "heldout ")
+  held_x, held_y = _checked(*heldout, "heldout ", tokens)
   if held_x.shape[1:] != x.shape[1:]:
     raise UserError(
       f"heldout examples have shape {list(held_x.shape[1:])}, the others "
@@ -172,54 +212,25 @@ def label_counts(data: FederatedData, split: str = "both") -> np.ndarray:
   total = np.zeros(data.num_clients * num_classes, np.int64)
   for name, rows in (("train", data.train), ("test", data.test)):
     if split in (name, "both"):
-      index, count = np.asarray(rows.index), np.asarray(rows.count)
-      client, place = np.nonzero(np.arange(index.shape[1]) < count[:, None])
-      cell = client * num_classes + labels[index[client, place]]
+      row, client = unpad(rows)
+      cell = client * num_classes + labels[row]
       total += np.bincount(cell, minlength=total.size)
   return total.reshape(data.num_clients, num_classes)
 
 
-def _flatten(parts, num_examples):
-  """All rows and the client of each, checked: i64[m], i64[m]."""
-  arrays = [np.asarray(part) for part in parts]
-  if not arrays:
-    raise UserError("the partition has no clients")
-  for k, array in enumerate(arrays):
-    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-      raise UserError(
-        f"client {k}: rows must be a list of integers, got {array.dtype} "
-        f"{list(array.shape)}"
-      )
-    if array.size < 2:
-      raise UserError(
-        f"client {k} holds {array.size} examples, it needs 1 to train and 1 "
-        "to test: use fewer clients or a larger min_size"
-      )
-  rows = np.concatenate(arrays).astype(np.int64)
-  client = np.repeat(np.arange(len(arrays)), [len(array) for array in arrays])
-  wrong = np.flatnonzero((rows < 0) | (rows >= num_examples))
-  if wrong.size:
-    raise UserError(
-      f"client {client[wrong[0]]} holds row {rows[wrong[0]]}, the data have "
-      f"rows 0 to {num_examples - 1}"
-    )
-  cell = np.sort(client * num_examples + rows)
-  twice = np.flatnonzero(cell[1:] == cell[:-1])
-  if twice.size:  # it could be trained on and tested on
-    k, row = divmod(int(cell[twice[0]]), num_examples)
-    raise UserError(f"client {k} holds row {row} twice: list each row once")
-  return rows, client
-
-
-def _pad(rows, client, place, counts):
-  """Rows of each client, padded with 0 to the longest: [m] -> [N, R]."""
-  index = np.zeros((counts.size, counts.max()), np.int32)
-  index[client, place] = rows
-  return Rows(jnp.asarray(index), jnp.asarray(counts, jnp.int32))
+def _dealt(dataset, train, test, budget):
+  return FederatedData(
+    examples=_examples(dataset.train_x, dataset.train_y),
+    train=train,
+    test=test,
+    heldout=_examples(dataset.test_x, dataset.test_y),
+    budget=_budget(budget, train.count.shape[0]),
+  )
 
 
 def _examples(x, y):
-  return Examples(jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.int32))
+  dtype = jnp.int32 if x.dtype == np.int32 else jnp.float32
+  return Examples(jnp.asarray(x, dtype), jnp.asarray(y, jnp.int32))
 
 
 def _budget(budget, num_clients):
@@ -237,8 +248,8 @@ def _budget(budget, num_clients):
   return jnp.asarray(np.broadcast_to(array, num_clients), jnp.int32)
 
 
-def _checked(x, y, what):
-  """Arrays as f32[n, ...] and i32[n]."""
+def _checked(x, y, what, tokens):
+  """Arrays as f32[n, ...] (tokens: i32) and i32[n]."""
   x, y = np.asarray(x), np.asarray(y)
   if y.ndim != 1 or not y.size or x.shape[:1] != y.shape or x.ndim < 2:
     raise UserError(
@@ -252,4 +263,9 @@ def _checked(x, y, what):
       f"{what}x must be finite numbers, got {x.dtype}"
       + (" with NaN or Inf in it" if x.dtype.kind == "f" else "")
     )
-  return x.astype(np.float32), y.astype(np.int32)
+  if tokens and (x.dtype.kind not in "iu" or x.min() < 0):
+    raise UserError(
+      f"{what}x must be token ids 0, 1, 2, ..., got {x.dtype}: leave out "
+      "tokens=True if they are features"
+    )
+  return x.astype(np.int32 if tokens else np.float32), y.astype(np.int32)

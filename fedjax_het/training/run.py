@@ -46,7 +46,7 @@ class RunResult(NamedTuple):
 def train(
   block: Callable[[PyTree, PyTree], tuple[PyTree, Mapping[str, Any]]],
   state: PyTree,
-  data: PyTree,
+  data: PyTree | Callable[[int], PyTree],
   *,
   rounds_per_block: int,
   num_blocks: int,
@@ -72,7 +72,10 @@ def train(
       pure, jitted here (see `core.rounds.make_block`); with `num_seeds` every
       array of state and history has a leading axis [S].
     state: the first state; donated, so not usable afterwards.
-    data: passed to `block` as it is.
+    data: passed to `block` as it is; or a function of the number of the block
+      (from 0) that gives it, for data that drift.  It must depend on nothing
+      else (a resumed run begins with a later block) and give the same shapes
+      and dtypes for every block (others are compiled anew).
     rounds_per_block: R.
     num_blocks: how many blocks in all, those before a resume included.
     workdir: a folder for this run alone.
@@ -137,8 +140,9 @@ def train(
     )
     stop = stack.enter_context(GracefulStop(view.message))
     step = jax.jit(block, donate_argnums=0)
+    data_of = data if callable(data) else lambda number: data
     while done < total:
-      state, history = step(state, data)
+      state, history = step(state, data_of(done // rounds_per_block))
       history = jax.device_get(history)
       records = metrics.block_records(
         summarise(history["rounds"]),

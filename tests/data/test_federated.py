@@ -207,3 +207,40 @@ GOOD = dict(
 def test_what_from_arrays_refuses(change, message):
   with pytest.raises(UserError, match=message):
     federated.from_arrays(**{**GOOD, **change})
+
+
+def test_rows_that_are_split_already():
+  train, test = [[3, 1], [7]], [[0], [5, 4, 8]]
+  data = federated.from_rows(toy(), train, test, budget=[1, 2])
+  assert rows_of(data.train) == train and rows_of(data.test) == test
+  assert data.budget.tolist() == [1, 2]
+  np.testing.assert_array_equal(data.examples.x, toy().train_x)
+
+
+@pytest.mark.parametrize(
+  "train, test, message",
+  [
+    ([[0]], [[1], [2]], "train rows of 1 clients and test rows of 2"),
+    ([[0], [1]], [[2], []], "client 1 holds 0 examples"),
+    ([[0], [1, 2]], [[3], [2]], "client 1 holds row 2 twice"),
+    ([[0]], [[40]], "client 0 holds row 40"),
+  ],
+)
+def test_bad_splits_are_named(train, test, message):
+  with pytest.raises(UserError, match=message):
+    federated.from_rows(toy(), train, test)
+
+
+def test_tokens_stay_whole_numbers():
+  x = np.arange(120).reshape(30, 4)
+  y, ids = np.arange(30) % 2, np.repeat([0, 1], 15)
+  data = federated.from_arrays(x, y, ids, tokens=True)
+  assert data.examples.x.dtype == data.heldout.x.dtype == jnp.int32
+  both = np.concatenate([data.examples.x, data.heldout.x])
+  # the examples that are held out stay in the store, in nobody's rows
+  assert {tuple(row) for row in both.tolist()} == {tuple(r) for r in x.tolist()}
+  assert federated.from_arrays(x, y, ids).examples.x.dtype == jnp.float32
+  with pytest.raises(UserError, match="token ids 0, 1, 2, ..., got float64"):
+    federated.from_arrays(x / 2, y, ids, tokens=True)
+  with pytest.raises(UserError, match="token ids"):
+    federated.from_arrays(x - 1, y, ids, tokens=True)

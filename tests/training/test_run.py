@@ -136,6 +136,58 @@ def test_one_seed_tensorboard_and_a_longer_run(tmp_path):
     go(2, resume=True)
 
 
+def test_data_that_change_from_block_to_block(tmp_path):
+  traces, asked = [], []
+
+  def block(state, data):
+    traces.append(1)
+    return TOY["block"](state, data)
+
+  def slot(number):
+    asked.append(number)
+    if number == fails_at:
+      raise OSError("killed")
+    return jnp.arange(5.0) * (1 + number // 2)  # two blocks a slot
+
+  def go(workdir, data, resume=False):
+    state = jax.tree.map(lambda leaf: leaf[0], TOY["make_state"]())
+    result = run.train(
+      block,
+      state,
+      data,
+      rounds_per_block=TOY["ROUNDS"],
+      num_blocks=TOY["BLOCKS"],
+      workdir=workdir,
+      config={},
+      resume=resume,
+      summarise=dict,
+      progress="quiet",
+    )
+    return TOY["state_bytes"](result.state)
+
+  fails_at = None
+  whole = go(tmp_path / "whole", slot)
+  assert asked == list(range(TOY["BLOCKS"])) and len(traces) == 1
+
+  state = jax.tree.map(lambda leaf: leaf[0], TOY["make_state"]())
+  step = jax.jit(TOY["block"])
+  for number in range(TOY["BLOCKS"]):
+    state, _ = step(state, jnp.arange(5.0) * (1 + number // 2))
+  assert whole == TOY["state_bytes"](state)
+  assert whole != go(tmp_path / "constant", jnp.arange(5.0))
+
+  fails_at = 3  # in the middle of a slot
+  with pytest.raises(OSError, match="killed"):
+    go(tmp_path / "cut", slot)
+  fails_at = None
+  asked.clear()
+  assert go(tmp_path / "cut", slot, resume=True) == whole
+  assert asked == list(range(3, TOY["BLOCKS"]))
+  assert (tmp_path / "cut" / run.METRICS).read_bytes() == (
+    tmp_path / "whole" / run.METRICS
+  ).read_bytes()
+
+
 def test_a_finished_run_returns_what_is_stored(tmp_path):
   first = TOY["train"](tmp_path)
   before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("checkpoints/*")}
