@@ -13,17 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_het.algorithms import pooled
 from fedjax_het.core import chunking, evaluate, mesh, rounds, sweep
 from fedjax_het.core.class_accuracy import make_class_accuracy
 from fedjax_het.core.errors import UserError
 from fedjax_het.core.rounds import Select, Selector
-from fedjax_het.core.types import Algorithm, Array, FederatedData, Rows
-from fedjax_het.data import partition
-from fedjax_het.data.federated import federate
+from fedjax_het.core.types import Algorithm, Array, Rows
 from fedjax_het.selection import check_cohort_size, uniform
 from fedjax_het.training.arms import Arm, arm_from_records
 from fedjax_het.training.run import train
+from fedjax_het_experiments._dealing import deal, pool
 from fedjax_het_experiments._setting import Setting
 
 _TUNE_SEEDS = 1000  # tuning seeds start here: never the seeds of a report
@@ -89,13 +87,13 @@ def compare(
   chosen = {}
   if tune_seeds:
     trial = [_TUNE_SEEDS + i for i in range(tune_seeds)]
-    data = _deal(setting, trial)
+    data = deal(setting, trial)
     for method in methods:
       chosen[method.name] = _tune(setting, method, data, trial)
   else:
     for method in methods:
       chosen[method.name] = method.rates[len(method.rates) // 2]
-  data, arms = _deal(setting, seeds), []
+  data, arms = deal(setting, seeds), []
   for method in methods:
     records = _run(
       setting, method, "final", data, [chosen[method.name]], list(seeds)
@@ -111,7 +109,7 @@ def compare(
 def widest(setting: Setting, seeds: Sequence[int], tune_seeds: int) -> int:
   """The most rows that a client holds in any run of a comparison."""
   trial = [_TUNE_SEEDS + i for i in range(tune_seeds)]
-  return _deal(setting, [*seeds, *trial]).train.index.shape[-1]
+  return deal(setting, [*seeds, *trial]).train.index.shape[-1]
 
 
 def _tune(setting, method, data, seeds) -> float:
@@ -127,7 +125,7 @@ def _run(setting, method, phase, data, rates, seeds):
   """All (rate, seed) runs of one method; records hold lists over the runs."""
   pairs = [(rate, seed) for rate in rates for seed in seeds]
   if method.pooled_steps:
-    data = _pool(data, method.pooled_steps)
+    data = pool(data, method.pooled_steps)
   clients = data.train.count.shape[-1]
   cohort_size = min(setting.cohort_size, clients)
   if method.pooled_steps:
@@ -206,47 +204,3 @@ def _evaluation(setting, algorithm, chunk) -> rounds.Evaluate:
     algorithm, setting.model, setting.dataset.num_classes
   )
   return lambda state, data: {**usual(state, data), **by_class(state, data)}
-
-
-def _deal(setting: Setting, seeds: Sequence[int]) -> FederatedData:
-  """One data set with a partition for each seed: rows [S, N, R]."""
-  dealt = []
-  for seed in seeds:
-    parts = partition.parse(
-      setting.partition, setting.dataset.train_y, setting.num_clients, seed
-    )
-    dealt.append(federate(setting.dataset, parts, seed=seed))
-  return dealt[0]._replace(
-    train=_stack([data.train for data in dealt], setting.width),
-    test=_stack([data.test for data in dealt], setting.width),
-    devices=setting.devices,
-  )
-
-
-def _pool(data: FederatedData, steps: int) -> FederatedData:
-  """All clients of each seed as one with a budget, rows [S, 1, R]."""
-  seeds = range(data.train.count.shape[0])
-  each = [
-    pooled(
-      data._replace(
-        train=Rows(*(leaf[s] for leaf in data.train)),
-        test=Rows(*(leaf[s] for leaf in data.test)),
-      )
-    )
-    for s in seeds
-  ]
-  return each[0]._replace(
-    train=_stack([one.train for one in each]),
-    test=_stack([one.test for one in each]),
-    budget=jnp.full(1, steps, jnp.int32),
-  )
-
-
-def _stack(rows: Sequence[Rows], width: int = 0) -> Rows:
-  """Rows [N, R_s] of each seed as [S, N, R], R the largest of all."""
-  width = max(width, *(row.index.shape[1] for row in rows))
-  index = [
-    jnp.pad(row.index, ((0, 0), (0, width - row.index.shape[1])))
-    for row in rows
-  ]
-  return Rows(jnp.stack(index), jnp.stack([row.count for row in rows]))

@@ -119,6 +119,19 @@ DEVICES = flags.DEFINE(
   "Host devices on a CPU, each with a share of the clients; auto: one a core.",
   serializer=flags.ArgumentSerializer(),
 )
+FEATURE_SKEW = flags.DEFINE_string(
+  "feature_skew",
+  "none",
+  "Groups of clients that see their inputs differently: none,"
+  " rotation:0/90/180/270, noise:0/0.5/1, gain:0.5/1/2,"
+  " style:plain/negative/dark, ...; held-out data in equal shares.",
+)
+CONCEPT_SHIFT = flags.DEFINE_string(
+  "concept_shift",
+  "none",
+  "Groups of clients with other labels for the same inputs: none, feddaa,"
+  " same/reverse/shift:1, permutation:7, ...; held-out data in equal shares.",
+)
 FLEET = flags.DEFINE_string(
   "fleet",
   "lognormal:1",
@@ -158,6 +171,8 @@ OF_A_RUN = (
   "seeds",
   "resume",
   "overwrite",
+  "feature_skew",
+  "concept_shift",
   "fleet",
   "availability",
   "selection",

@@ -8,6 +8,9 @@ from absl import flags
 
 from fedjax_het.core.rounds import Select, Selector
 from fedjax_het.core.types import Devices, Model
+from fedjax_het.data import concept, feature_skew
+from fedjax_het.data.concept import Concept
+from fedjax_het.data.feature_skew import View
 from fedjax_het.data.sources import Dataset
 from fedjax_het.devices import availability, profiles
 from fedjax_het.selection import parse, uniform
@@ -30,6 +33,7 @@ class Setting(NamedTuple):
   devices: the fleet, or None.
   select: (cohort_size, rounds) -> who trains.
   deadline: of a round, in virtual seconds, or None.
+  views, concepts: one a client (`data.feature_skew`, `data.concept`), or None.
   width: the rows of a client are padded to this many at least, so that several
     partitions share their compiled programs.
   """
@@ -47,6 +51,8 @@ class Setting(NamedTuple):
   devices: Devices | None = None
   select: Callable[[int, int], Select | Selector] = _uniform
   deadline: float | None = None
+  views: Sequence[View] | None = None
+  concepts: Sequence[Concept] | None = None
   width: int = 0
 
 
@@ -64,9 +70,10 @@ def from_flags(
       run in which they or the shared ones differ.
 
   Raises:
-    UserError: an unknown fleet, availability or selection.
+    UserError: an unknown fleet, availability, selection, view or concept.
   """
   clients = _flags.NUM_CLIENTS.value
+  skew, shift = _flags.FEATURE_SKEW.value, _flags.CONCEPT_SHIFT.value
   devices = None
   if _flags.FLEET.value != "none":
     devices = availability.parse(
@@ -79,6 +86,8 @@ def from_flags(
     _flags.NUM_CLIENTS,
     _flags.COHORT_SIZE,
     _flags.EVAL_EVERY,
+    _flags.FEATURE_SKEW,
+    _flags.CONCEPT_SHIFT,
     _flags.FLEET,
     _flags.AVAILABILITY,
     _flags.SELECTION,
@@ -102,4 +111,8 @@ def from_flags(
     devices=devices,
     select=lambda cohort_size, rounds: parse(selection, cohort_size, rounds),
     deadline=_flags.DEADLINE.value,
+    views=None if skew == "none" else feature_skew.parse(skew, clients),
+    concepts=None
+    if shift == "none"
+    else concept.parse(shift, dataset.num_classes, clients),
   )

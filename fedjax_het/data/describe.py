@@ -1,10 +1,12 @@
 """What a partition looks like: numbers, a table, a plot."""
 
 import os
+from collections.abc import Sequence
 
 import numpy as np
 
 from fedjax_het.core.types import FederatedData
+from fedjax_het.data import diversity
 from fedjax_het.data.federated import label_counts
 
 
@@ -17,9 +19,7 @@ def effective_classes(counts: np.ndarray) -> np.ndarray:
   Returns:
     f64[N], from 1 (one class) to K (all classes alike).
   """
-  p = counts / counts.sum(axis=1, keepdims=True)
-  log_p = np.log(p, out=np.zeros_like(p), where=p > 0)
-  return np.exp(-(p * log_p).sum(axis=1))
+  return diversity.hill(counts)
 
 
 def label_distance(counts: np.ndarray) -> np.ndarray:
@@ -32,9 +32,7 @@ def label_distance(counts: np.ndarray) -> np.ndarray:
     f64[N]: the share of a client's examples that would have to change their
     class, 0 (as everybody) to 1.
   """
-  p = counts / counts.sum(axis=1, keepdims=True)
-  everybody = counts.sum(axis=0) / counts.sum()
-  return np.abs(p - everybody).sum(axis=1) / 2
+  return diversity.divergence(counts)
 
 
 def summary(data: FederatedData) -> dict[str, np.ndarray]:
@@ -68,9 +66,64 @@ def table(data: FederatedData) -> str:
   Returns:
     Lines of equal width, without a newline at the end.
   """
-  head = f"{data.num_clients} clients"
+  return _lines(data.num_clients, summary(data))
+
+
+def skew_summary(
+  parts: Sequence[np.ndarray],
+  groups: np.ndarray,
+  features: np.ndarray | None = None,
+) -> dict[str, np.ndarray]:
+  """Per-client figures of a partition, by clusters of an embedding.
+
+  Args:
+    parts: each client's rows.
+    groups: i[n], the cluster of each example (`data.embedding.clusters`), or
+      any other integers >= 0.
+    features: f[n, d], the embedding, or None.
+
+  Returns:
+    name -> f64[N] or i64[N]: "examples", "clusters", "effective clusters"
+    (`diversity.hill`), "cluster distance" (total variation to all clients),
+    and with features "Frechet distance" (`diversity.frechet`).
+  """
+  counts = diversity.group_counts(parts, groups)
+  figures = {
+    "examples": counts.sum(axis=1),
+    "clusters": np.count_nonzero(counts, axis=1),
+    "effective clusters": diversity.hill(counts),
+    "cluster distance": diversity.divergence(counts),
+  }
+  if features is not None:
+    figures["Frechet distance"] = diversity.frechet(features, parts)
+  return figures
+
+
+def skew_table(
+  parts: Sequence[np.ndarray],
+  groups: np.ndarray,
+  features: np.ndarray | None = None,
+) -> str:
+  """`skew_summary` as text, and how many distinct clients it makes.
+
+  The last line is beta of `diversity.decompose`, from 1 (all clients alike) to
+  the number of clients.
+
+  Args:
+    parts, groups, features: as in `skew_summary`.
+
+  Returns:
+    Lines of equal width, without a newline at the end.
+  """
+  beta = diversity.decompose(diversity.group_counts(parts, groups)).beta
+  table = _lines(len(parts), skew_summary(parts, groups, features))
+  return f"{table}\n{'distinct clients':<20}{beta:>30.2f}"
+
+
+def _lines(num_clients: int, figures: dict[str, np.ndarray]) -> str:
+  head = f"{num_clients} clients"
   lines = [f"{head:<20}{'min':>10}{'median':>10}{'max':>10}"]
-  for name, values in summary(data).items():
+  for name, values in figures.items():
     form = ".2f" if values.dtype.kind == "f" else "g"
     three = (values.min(), np.median(values), values.max())
     lines.append(f"{name:<20}" + "".join(f"{v:>10{form}}" for v in three))
