@@ -9,7 +9,15 @@ import pytest
 import tiny
 
 from fedjax_het.algorithms import REGISTRY, example
-from fedjax_het.core import cohort, evaluate, mesh, rounds, sweep, wire
+from fedjax_het.core import (
+  cohort,
+  evaluate,
+  mesh,
+  rounds,
+  shuffle,
+  sweep,
+  wire,
+)
 from fedjax_het.selection import uniform
 from fedjax_het.training.checkpoint import Checkpointer
 
@@ -19,17 +27,24 @@ COHORT = 5
 TRACES = {}  # name -> how often `_jitted` was traced
 
 # Compilation is nearly all of this file's time, so programs are shared:
-# `_jitted` (one round on given ids) and `_block` (three scanned rounds).
+# `_jitted` (one round on given ids) and `_block` (three scanned rounds); they
+# are compiled without optimisation, and shuffles are short.
+jit = functools.partial(
+  jax.jit, compiler_options={"xla_backend_optimization_level": 0}
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_shuffles():
+  patch = pytest.MonkeyPatch()
+  patch.setattr(shuffle, "_ROUNDS", 4)
+  yield
+  patch.undo()
 
 
 @functools.cache
 def _algorithm(name):
   return example(name, tiny.mlp(), tiny.INPUT_SHAPE, tiny.CLIENTS)
-
-
-def _everybody(key, data):
-  del key
-  return jnp.arange(data.num_clients)
 
 
 def _round(name, select=None, **kwargs):
@@ -46,13 +61,13 @@ def _jitted(name):
     TRACES[name] = TRACES.get(name, 0) + 1
     return _round(name, lambda key, data: ids)(state, data)
 
-  return jax.jit(one_round)
+  return jit(one_round)
 
 
 @functools.cache
 def _block(name):
   """Three rounds, scanned, one client at a time, on one device."""
-  return jax.jit(rounds.make_block(_round(name), 3))
+  return jit(rounds.make_block(_round(name), 3))
 
 
 @functools.cache
@@ -86,6 +101,12 @@ def _values(state):
   )
 
 
+def _uncommitted(leaf):
+  if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    return jax.random.wrap_key_data(_uncommitted(jax.random.key_data(leaf)))
+  return jnp.asarray(np.asarray(leaf))
+
+
 def _assert_close(got, want, rtol=1e-5, atol=1e-6):
   jax.tree.map(
     functools.partial(np.testing.assert_allclose, rtol=rtol, atol=atol),
@@ -100,14 +121,13 @@ def _assert_equal(got, want):
 
 def test_it_learns(name):
   """More than chance on an easy problem, so that equalities mean something."""
-  algorithm = _algorithm(name)
-  block = rounds.make_block(
-    _round(name, _everybody), 25, evaluate.make_evaluate(algorithm, tiny.mlp())
-  )
-  _, history = jax.jit(block)(_start(name), tiny.data())
-  judged_by = REGISTRY[name].judged_by
-  assert history["eval"][judged_by] > 0.55  # chance is 1/3
-  assert history["eval"]["client_accuracy"].shape == (tiny.CLIENTS,)
+  state = _start(name)
+  for _ in range(12):
+    state, _ = _block(name)(state, tiny.data())
+  judge = jit(evaluate.make_evaluate(_algorithm(name), tiny.mlp()))
+  seen = judge(state, tiny.data())
+  assert seen[REGISTRY[name].judged_by] > 0.55  # chance is 1/3
+  assert seen["client_accuracy"].shape == (tiny.CLIENTS,)
 
 
 def test_scan_equals_a_python_loop(name):
@@ -127,12 +147,12 @@ def test_eager_equals_jit(name):
   _assert_close(state, _jitted(name)(_start(name), tiny.data(), ids)[0])
 
 
-@pytest.mark.parametrize("chunk, devices", [(2, 1), (5, 1), (2, 8)])
+@pytest.mark.parametrize("chunk, devices", [(5, 1), (2, 8)])
 def test_chunks_padding_and_devices_change_nothing(name, chunk, devices):
   """5 clients in chunks of 2 on 8 devices: most slots are padding."""
   where = mesh.client_mesh(jax.devices()[:devices]) if devices > 1 else None
   block = rounds.make_block(_round(name, chunk=chunk, mesh=where), 3)
-  state, history = jax.jit(block)(_start(name), tiny.data())
+  state, history = jit(block)(_start(name), tiny.data())
   _assert_close(state, _reference(name)[0])
   _assert_close(history, _reference(name)[1])
 
@@ -153,25 +173,21 @@ def test_resume_is_bitwise(name, tmp_path):
   with Checkpointer(tmp_path, {"algorithm": name}) as checkpoints:
     step, resumed = checkpoints.restore(_start(name))
   assert step == 1
+  resumed = jax.tree.map(_uncommitted, resumed)  # or it compiles anew
   for chosen in ids[1:]:
     state, _ = _jitted(name)(state, tiny.data(), chosen)
     resumed, _ = _jitted(name)(resumed, tiny.data(), chosen)
   _assert_equal(resumed, state)
 
 
-@pytest.mark.parametrize("vmap, devices", [(True, 1), (False, 2)])
-def test_many_seeds_in_one_program(name, vmap, devices):
+def test_many_seeds_in_one_program(name):
   keys = jax.random.split(jax.random.key(1), 2)
   starts = [
     rounds.init_state(_algorithm(name), key, tiny.CLIENTS) for key in keys
   ]
-  many = sweep.over_runs(
-    rounds.make_block(_round(name), 3),
-    vmap=vmap,
-    mesh=mesh.client_mesh(jax.devices()[:2]) if devices > 1 else None,
-  )
+  many = sweep.over_runs(rounds.make_block(_round(name), 3), vmap=True)
   stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
-  states, _ = jax.jit(many)(stacked, tiny.data())
+  states, _ = jit(many)(stacked, tiny.data())
   for i, start in enumerate(starts):
     _assert_close(
       jax.tree.map(lambda leaf, i=i: leaf[i], states),
@@ -185,7 +201,7 @@ def test_bytes_counted_are_bytes_written(name):
   algorithm, state, data = _algorithm(name), _reference(name)[0], tiny.data()
   client_state = jax.tree.map(lambda leaf: leaf[3], state.clients)
 
-  @jax.jit
+  @jit
   def exchange(server, client_state, data):
     down = algorithm.downlink(server, jnp.int32(3))
     shard = cohort.client_data(data, jnp.int32(3))
@@ -212,7 +228,7 @@ def test_a_client_that_diverges_is_dropped_and_reported(name):
   assert seen.weight[0] == 0
   for leaf in jax.tree.leaves(_values(state)):
     assert np.isfinite(np.asarray(leaf, np.float64)).all()
-  without, _ = jax.jit(_round(name, lambda key, data: jnp.asarray(ids)))(
+  without, _ = jit(_round(name, lambda key, data: jnp.asarray(ids)))(
     _start(name), tiny.data()
   )
   _assert_close(state.server, without.server)

@@ -53,7 +53,7 @@ def data(*, seed: int = 0, budget: list[int] | None = None) -> FederatedData:
       jnp.asarray(index[:, rows:]), jnp.full(CLIENTS, 24 - rows, jnp.int32)
     ),
     heldout=Examples(jnp.asarray(x[held]), jnp.asarray(y[held])),
-    budget=jnp.full(CLIENTS, NO_BUDGET)
+    budget=jnp.full(CLIENTS, NO_BUDGET, jnp.int32)
     if budget is None
     else jnp.asarray(budget, jnp.int32),
   )
