@@ -1,21 +1,33 @@
-"""The README's Python runs as it stands, and learns."""
+"""The README's Python, and that of the guides, runs as it stands."""
 
 import pathlib
 import re
 
-README = pathlib.Path(__file__).parents[1] / "README.md"
+ROOT = pathlib.Path(__file__).parents[1]
+README = ROOT / "README.md"
+
+
+def run(path):
+  """The names that a page's blocks define, run one after another."""
+  names = {}
+  for block in re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL):
+    exec(compile(block, str(path), "exec"), names)
+  return names
 
 
 def test_the_algorithm_of_the_readme_runs(capsys):
-  blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-  assert len(blocks) == 2
-  names = {}
-  for block in blocks:
-    exec(compile(block, str(README), "exec"), names)
-  assert names["history"]["eval"]["accuracy"] > 0.6
+  assert run(README)["history"]["eval"]["accuracy"] > 0.6
   assert capsys.readouterr().out
 
 
 def test_the_algorithm_is_as_short_as_its_title_says():
   code = re.search(r"def fed_prox.*?```", README.read_text(), re.DOTALL)
   assert len(code.group().splitlines()) - 1 <= 31
+
+
+def test_devices_and_selection(capsys):
+  names = run(ROOT / "docs/devices_and_selection.md")
+  assert 0 < names["state"].seconds <= 20 * 3600
+  seen = names["history"]["rounds"]
+  assert 0 < seen.present.sum() and (seen.seconds <= 60.0).all()
+  assert capsys.readouterr().out
