@@ -62,13 +62,15 @@ setup(
     "pillow>=11.0",
     "rich>=13.9",
     "scikit-learn>=1.5",
-    "scipy>=1.14",
+    "scipy>=1.15",
   ],
   extras_require={
     "cuda": ["jax[cuda13]>=0.10.2", "triton>=3.6"],
+    "privacy": ["dp-accounting>=0.6"],
     "tensorboard": ["tensorboardX>=2.6.2"],
     "test": [
       "build>=1.2",
+      "dp-accounting>=0.6",
       "hypothesis>=6.100",
       "ipykernel>=6.29",
       "nbconvert>=7.16",

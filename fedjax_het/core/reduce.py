@@ -7,7 +7,9 @@ does not grow with the cohort.  Packed sign votes live in `masks.votes`.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from fedjax_het.core.errors import UserError
 from fedjax_het.core.types import Array, PyTree, Reducer
 
 
@@ -112,6 +114,42 @@ def overlap_mean() -> Reducer:
     return mean, jax.tree.map(lambda w: w > 0, weight)
 
   return Reducer(zero, add, _tree_add, finish)
+
+
+def gives_weight(reducer: Reducer) -> bool:
+  """Whether a mean also gives its weight; refuses what is no weighted mean.
+
+  Reducers are functions without a name, so this one is asked for the mean of
+  three small messages: means and medians that ignore weights answer otherwise.
+
+  Args:
+    reducer: of an algorithm that is to be aggregated in another way.
+
+  Returns:
+    False for `weighted_mean`, True for `mean_and_weight`.
+
+  Raises:
+    UserError: it is neither.
+  """
+  values = np.asarray([[1, -2], [3, 5], [-8, 0.5]], np.float32)
+  weights = np.asarray([0.5, 1.25, 2.5], np.float32)
+  want = np.average(values, axis=0, weights=weights)
+  try:
+    with jax.ensure_compile_time_eval():
+      messages = [jnp.asarray(values)]
+      zero = reducer.zero([messages[0][0]])
+      mean = reducer.finish(reducer.add(zero, messages, jnp.asarray(weights)))
+    with_weight = isinstance(mean, tuple)
+    (mean,), weight = mean if with_weight else (mean, weights.sum())
+    if np.allclose(mean, want) and np.allclose(weight, weights.sum()):
+      return with_weight
+  except Exception:
+    pass  # made for messages of its own, whatever it says to these
+  raise UserError(
+    "this algorithm does not take the weighted mean of float messages "
+    "(core.reduce.weighted_mean or mean_and_weight): take one that does, e.g. "
+    "fed_avg, and wrap it before its aggregation is changed"
+  )
 
 
 def _contract(weights: Array, leaf: Array) -> Array:

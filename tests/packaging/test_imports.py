@@ -19,12 +19,19 @@ PACKAGES = {
 FLOORS = [
   {"core"},
   {"data", "models", "masks", "devices", "selection"},
-  {"seqpar"},
+  {"seqpar", "robust", "privacy"},
   {"algorithms"},
   {"training"},
 ]
 # Imported only inside the function that needs it: extras, rivals to race.
-OPTIONAL = {"tensorboardX", "triton", "torch", "flwr_datasets", "datasets"}
+OPTIONAL = {
+  "datasets",
+  "dp_accounting",
+  "flwr_datasets",
+  "tensorboardX",
+  "torch",
+  "triton",
+}
 
 
 def imported(path):
