@@ -98,17 +98,17 @@ def draw_accuracy_bytes(
 def draw_accuracy_time(
   axes: Any, arms: Sequence[Arm], target: float | None = None
 ) -> None:
-  """Accuracy against the virtual time of the fleet (log scale)."""
-  for k, arm in enumerate(arms):
-    if arm.seconds is not None:
-      spent = arm.seconds.mean(0)
-      mean = _line(axes, k, spent, arm.accuracy, arm.name)
-      axes.plot(spent[-1], mean[-1], "o", color=_colour(k), markersize=5)
-  axes.set_xscale("log")
-  axes.xaxis.set_major_formatter(lambda value, _: format_seconds(value))
-  axes.xaxis.set_minor_formatter(lambda value, _: "")
-  axes.set_xlabel("virtual time")
+  """Accuracy against the virtual time of the fleet."""
+  timed = [(k, arm) for k, arm in enumerate(arms) if arm.seconds is not None]
+  longest = max(arm.seconds.mean(0)[-1] for _, arm in timed)
+  unit, size = _unit(longest)
+  for k, arm in timed:
+    spent = arm.seconds.mean(0) / size
+    mean = _line(axes, k, spent, arm.accuracy, arm.name)
+    axes.plot(spent[-1], mean[-1], "o", color=_colour(k), markersize=5)
+  axes.set_xlabel(f"virtual time ({unit})")
   axes.set_title("Accuracy against virtual time")
+  axes.set_xlim(left=0)
   _finish_accuracy(axes, "test accuracy", target)
 
 
@@ -210,10 +210,16 @@ def format_seconds(value: float) -> str:
     >>> format_seconds(90), format_seconds(0.25), format_seconds(7200)
     ('1.5 min', '0.25 s', '2 h')
   """
+  unit, size = _unit(value)
+  return f"{value / size:.3g} {unit}"
+
+
+def _unit(seconds: float) -> tuple[str, int]:
+  """The largest unit of time of which there is at least one, in seconds."""
   for unit, size in (("d", 86_400), ("h", 3600), ("min", 60)):
-    if value >= size:
-      return f"{value / size:.3g} {unit}"
-  return f"{value:.3g} s"
+    if seconds >= size:
+      return unit, size
+  return "s", 1
 
 
 def format_joules(value: float) -> str:
