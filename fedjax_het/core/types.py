@@ -25,7 +25,12 @@ NO_BUDGET = jnp.iinfo(jnp.int32).max  # a client that may do any number of steps
 
 
 class Examples(NamedTuple):
-  """Labelled examples: x f32[n, ...], y i32[n]."""
+  """Examples and what is to be learnt of them.
+
+  x: f32[n, ...], or tokens i32[n, T].
+  y: labels i32[n]; or targets f32[n, ...] for algorithms with a loss of their
+    own, judged with `evaluate.make_evaluate(..., measure=)`.
+  """
 
   x: Array
   y: Array

@@ -1,13 +1,12 @@
 """The packed CIFAR-10 JPEG file: one npz of JPEG bytes, offsets and labels."""
 
 import io
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
 from fedjax_het.core.errors import UserError
+from fedjax_het.data._packed import arrays
 
 FILE = "cifar10_jpeg_25k.npz"
 SIDE = 32
@@ -28,23 +27,9 @@ def load_npz(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """
   from PIL import Image, UnidentifiedImageError
 
-  try:
-    with path.open("rb") as stream:
-      packed = np.load(stream, allow_pickle=False)
-      blob, offsets, label, is_test = (
-        packed[key] for key in ("blob", "offsets", "label", "is_test")
-      )
-  except (
-    OSError,
-    EOFError,
-    KeyError,
-    ValueError,
-    zipfile.BadZipFile,
-    zlib.error,
-  ) as error:
-    raise UserError(
-      f"{path} is not the packed JPEG file ({error}): get it again"
-    ) from error
+  blob, offsets, label, is_test = arrays(
+    path, ("blob", "offsets", "label", "is_test"), "JPEG file"
+  )
   n = label.size
   if (
     not n

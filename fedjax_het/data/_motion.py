@@ -5,8 +5,6 @@ that two recordings never share a sample.
 """
 
 import tarfile
-import zipfile
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fedjax_het.core.errors import UserError
+from fedjax_het.data._packed import arrays
 
 PHONE_WATCH = "phone_watch_har.npz"
 PHONE_WATCH_SHA256 = (
@@ -50,23 +49,9 @@ def phone_watch(path: Path) -> tuple[list[Recording], tuple[str, ...]]:
   Raises:
     UserError: not such a file.
   """
-  try:
-    with path.open("rb") as stream:
-      packed = np.load(stream, allow_pickle=False)
-      signal, label, meta, names = (
-        packed[key] for key in ("signal", "label", "meta", "label_names")
-      )
-  except (
-    OSError,
-    EOFError,
-    KeyError,
-    ValueError,
-    zipfile.BadZipFile,
-    zlib.error,
-  ) as error:
-    raise UserError(
-      f"{path} is not the packed phone/watch file ({error}): get it again"
-    ) from error
+  signal, label, meta, names = arrays(
+    path, ("signal", "label", "meta", "label_names"), "phone/watch file"
+  )
   n = len(signal)
   if (
     not n

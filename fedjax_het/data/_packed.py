@@ -2,7 +2,12 @@
 
 import hashlib
 import os
+import zipfile
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from fedjax_het.core.errors import UserError
 from fedjax_het.data._places import ENVIRONMENT, places
@@ -41,3 +46,31 @@ def find(name: str, sha256: str, data_dir: str | os.PathLike | None) -> Path:
     f"says what it is made from); name its folder with data_dir or "
     f"${ENVIRONMENT}"
   )
+
+
+def arrays(path: Path, names: Sequence[str], what: str) -> list[np.ndarray]:
+  """The named arrays of an npz file, never unpickled.
+
+  Args:
+    path: the file.
+    names: of the arrays.
+    what: what the file is called in an error, e.g. "JPEG file".
+
+  Raises:
+    UserError: not such a file.
+  """
+  try:
+    with path.open("rb") as stream:
+      packed = np.load(stream, allow_pickle=False)
+      return [packed[name] for name in names]
+  except (
+    OSError,
+    EOFError,
+    KeyError,
+    ValueError,
+    zipfile.BadZipFile,
+    zlib.error,
+  ) as error:
+    raise UserError(
+      f"{path} is not the packed {what} ({error}): get it again"
+    ) from error
