@@ -24,7 +24,7 @@ from fedjax_het.training.run import train
 from fedjax_het_experiments._dealing import deal, pool
 from fedjax_het_experiments._setting import Setting
 
-_TUNE_SEEDS = 1000  # tuning seeds start here: never the seeds of a report
+TUNE_SEEDS = 1000  # tuning seeds start here: never the seeds of a report
 
 Rate = float | tuple[float, ...]
 
@@ -86,7 +86,7 @@ def compare(
   check_cohort_size(setting.cohort_size, setting.num_clients)
   chosen = {}
   if tune_seeds:
-    trial = [_TUNE_SEEDS + i for i in range(tune_seeds)]
+    trial = [TUNE_SEEDS + i for i in range(tune_seeds)]
     data = deal(setting, trial)
     for method in methods:
       chosen[method.name] = _tune(setting, method, data, trial)
@@ -108,7 +108,7 @@ def compare(
 
 def widest(setting: Setting, seeds: Sequence[int], tune_seeds: int) -> int:
   """The most rows that a client holds in any run of a comparison."""
-  trial = [_TUNE_SEEDS + i for i in range(tune_seeds)]
+  trial = [TUNE_SEEDS + i for i in range(tune_seeds)]
   return deal(setting, [*seeds, *trial]).train.index.shape[-1]
 
 

@@ -208,7 +208,7 @@ def main(argv: list[str]) -> None:
     ),
   )
   seeds = _flags.SEEDS.value
-  trial = [_comparison._TUNE_SEEDS + i for i in range(_TUNE_SEEDS.value)]
+  trial = [_comparison.TUNE_SEEDS + i for i in range(_TUNE_SEEDS.value)]
   choices = _tiny_masks.choose(
     model,
     start,

@@ -1,6 +1,7 @@
 """Evaluation: the global model on held-out data, each client on its own test.
 
-Everything runs on the device inside a block, in memory O(batch).
+Everything runs on the device inside a block, in memory O(batch).  What counts
+as a loss and as a score is a `Measure`: `classification` unless told otherwise.
 """
 
 from collections.abc import Callable
@@ -19,6 +20,17 @@ from fedjax_het.core.types import (
   Params,
 )
 
+# (what the model gives [B, ...], y [B, ...]) -> (loss f32[B], score [B]); a
+# score is better the higher it is, and a bool is counted.
+Measure = Callable[[Array, Array], tuple[Array, Array]]
+
+
+def classification(logits: Array, label: Array) -> tuple[Array, Array]:
+  """Cross-entropy f32[B] and hits bool[B] of logits f32[B, K], label i32[B]."""
+  log_p = jax.nn.log_softmax(logits)
+  log_p = jnp.take_along_axis(log_p, label[:, None], axis=-1)[:, 0]
+  return -log_p, _hit(logits, label)
+
 
 def make_evaluate(
   algorithm: Algorithm,
@@ -27,6 +39,7 @@ def make_evaluate(
   batch_size: int = 32,
   chunk: int = 1,
   judge: Callable[[TrainState, FederatedData], Array] | None = None,
+  measure: Measure | None = None,
 ):
   """Builds the evaluation at the end of a block.
 
@@ -39,6 +52,8 @@ def make_evaluate(
     judge: another way to the clients' accuracies, (state, data) -> f32[N], such
       as `masks.personal.judge`, which never unpacks the masks of all clients;
       default `client_accuracy`.
+    measure: loss and score of each example, for targets that are no classes;
+      default `classification`.  "accuracy" below is then the mean score.
 
   Returns:
     (state, data) -> dict:
@@ -46,23 +61,38 @@ def make_evaluate(
       client_accuracy: f32[N], each client on its own test split, with the
         parameters that `algorithm.predict` gives it, after
         `algorithm.adapt`;
-      client_mean, client_std, client_worst_decile: f32[], over clients.
+      client_mean, client_std, client_worst_decile: f32[], over clients;
+      client_loss: f32[N], each client's mean loss on its own test split, only
+        with `measure` and without `judge`.
+
+  Example (squared error; y f32[n, d]):
+    >>> def squared(out, y):
+    ...   error = jnp.sum((out - y) ** 2, axis=-1)
+    ...   return error, -error
   """
 
   def evaluate(state, data):
     params = algorithm.global_params(state.server)
-    correct, loss = _heldout(model, params, data.heldout, 32 * batch_size)
+    correct, loss = _heldout(
+      model, params, data.heldout, 32 * batch_size, measure or classification
+    )
+    more = {}
     if judge is not None:
       each = judge(state, data)
-    else:
+    elif measure is None:
       each = client_accuracy(
         algorithm, model, state, data, batch_size=batch_size, chunk=chunk
+      )
+    else:
+      more["client_loss"], each = _each_client(
+        algorithm, model, state, data, measure, batch_size, chunk
       )
     return {
       "accuracy": correct,
       "loss": loss,
       "client_accuracy": each,
       **summarise(each),
+      **more,
     }
 
   return evaluate
@@ -78,6 +108,23 @@ def client_accuracy(
   chunk: int = 1,
 ) -> Array:
   """f32[N]: each client's accuracy on its own test split."""
+
+  def hits(logits, label):
+    return (_hit(logits, label),)
+
+  return _each_client(algorithm, model, state, data, hits, batch_size, chunk)[0]
+
+
+def _each_client(
+  algorithm: Algorithm,
+  model: Model,
+  state: TrainState,
+  data: FederatedData,
+  values: Callable[[Array, Array], tuple[Array, ...]],
+  batch_size: int,
+  chunk: int,
+) -> tuple[Array, ...]:
+  """Each client's means of `values` over its own test split, f32[N] each."""
   key = jax.random.fold_in(state.key, state.round)
 
   def one(args):
@@ -92,18 +139,23 @@ def client_accuracy(
       )
     index, count = data.test.index[client], data.test.count[client]
 
-    def step(carry):
-      start, hits = carry
+    def sums(start):
       position = start + jnp.arange(batch_size)
       row = index[jnp.minimum(position, index.shape[0] - 1)]
-      guess = jnp.argmax(model.apply(params, data.examples.x[row]), axis=-1)
-      hit = (guess == data.examples.y[row]) & (position < count)
-      return start + batch_size, hits + jnp.sum(hit)
+      out = model.apply(params, data.examples.x[row])
+      return _sums(values(out, data.examples.y[row]), position < count)
 
-    _, hits = jax.lax.while_loop(
-      lambda carry: carry[0] < count, step, (jnp.int32(0), jnp.int32(0))
+    def step(carry):
+      start, total = carry
+      total = jax.tree.map(jnp.add, total, sums(start))
+      return start + batch_size, total
+
+    zero = jax.tree.map(jnp.zeros_like, jax.eval_shape(sums, jnp.int32(0)))
+    _, total = jax.lax.while_loop(
+      lambda carry: carry[0] < count, step, (jnp.int32(0), zero)
     )
-    return hits.astype(jnp.float32) / jnp.maximum(count, 1).astype(jnp.float32)
+    size = jnp.maximum(count, 1).astype(jnp.float32)
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32) / size, total)
 
   clients = jnp.arange(data.num_clients)
   return jax.lax.map(
@@ -130,24 +182,34 @@ def summarise(accuracy: Array) -> dict[str, Array]:
 
 
 def _heldout(
-  model: Model, params: Params, data: Examples, batch_size: int
+  model: Model,
+  params: Params,
+  data: Examples,
+  batch_size: int,
+  measure: Measure,
 ) -> tuple[Array, Array]:
-  """Accuracy and mean cross-entropy on `data`, a batch at a time."""
+  """Mean score and mean loss on `data`, a batch at a time."""
   size = data.y.shape[0]
   batches = -(-size // min(batch_size, size))
   width = -(-size // batches)
 
   def one(batch):
     position = batch * width + jnp.arange(width)
-    real = position < size
     row = jnp.minimum(position, size - 1)
-    logits = model.apply(params, data.x[row])
-    label = data.y[row]
-    log_p = jax.nn.log_softmax(logits)
-    log_p = jnp.take_along_axis(log_p, label[:, None], axis=-1)[:, 0]
-    hit = jnp.argmax(logits, axis=-1) == label
-    return jnp.sum(hit & real), -jnp.sum(jnp.where(real, log_p, 0.0))
+    out = model.apply(params, data.x[row])
+    return _sums(measure(out, data.y[row]), position < size)
 
-  hits, losses = jax.lax.map(one, jnp.arange(batches))
+  losses, scores = jax.lax.map(one, jnp.arange(batches))
   total = jnp.float32(size)
-  return jnp.sum(hits).astype(jnp.float32) / total, jnp.sum(losses) / total
+  return jnp.sum(scores).astype(jnp.float32) / total, jnp.sum(losses) / total
+
+
+def _hit(logits: Array, label: Array) -> Array:
+  return jnp.argmax(logits, axis=-1) == label
+
+
+def _sums(values: tuple[Array, ...], real: Array) -> tuple[Array, ...]:
+  """The sum of each of `values` [B] where `real` bool[B]; bools are counted."""
+  return jax.tree.map(
+    lambda leaf: jnp.sum(jnp.where(real, leaf, jnp.zeros_like(leaf))), values
+  )

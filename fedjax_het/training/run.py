@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from fedjax_het.core.errors import UserError, unknown
 from fedjax_het.core.types import PyTree
@@ -236,7 +238,22 @@ def _prepare(workdir: pathlib.Path, resume: bool, overwrite: bool) -> None:
 def _restore(checkpoints: Checkpointer, state: PyTree) -> tuple[int, PyTree]:
   if checkpoints.latest_step() is None:
     return 0, state
-  return checkpoints.restore(state)
+  step, restored = checkpoints.restore(state)
+  return step, jax.tree.map(_as_free, restored, state)
+
+
+def _as_free(leaf: jax.Array, like: jax.Array) -> jax.Array:
+  """`leaf` bound to devices only if `like` is: orbax binds what it restores.
+
+  A state that is bound to one device and data that are replicated over all of
+  them cannot meet in one program.
+  """
+  if like.committed:
+    return leaf
+  if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    words = jnp.asarray(np.asarray(jax.random.key_data(leaf)))
+    return jax.random.wrap_key_data(words, impl=jax.random.key_impl(leaf))
+  return jnp.asarray(np.asarray(leaf))
 
 
 def _check_fit(

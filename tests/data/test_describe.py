@@ -41,6 +41,32 @@ def test_table_has_minimum_median_and_maximum(data):
   assert len({len(line) for line in lines}) == 1
 
 
+def test_skew_by_hand():
+  parts = [[0, 1], [2, 3, 4, 5]]
+  groups = [0, 0, 0, 1, 1, 2]
+  z = np.array([[1.0], [1], [4], [4], [4], [4]])
+  got = describe.skew_summary(parts, groups, z)
+  assert got["examples"].tolist() == [2, 4]
+  assert got["clusters"].tolist() == [1, 3]
+  np.testing.assert_allclose(got["effective clusters"], [1, 2**1.5])
+  # all together: 1/2, 1/3, 1/6
+  np.testing.assert_allclose(got["cluster distance"], [0.5, 0.25])
+  # mean 3, variance 2; the clients' variances are 0
+  np.testing.assert_allclose(got["Frechet distance"], [4 + 2, 1 + 2])
+  lines = describe.skew_table(parts, groups, z).splitlines()
+  assert lines[0].split() == ["2", "clients", "min", "median", "max"]
+  assert lines[2].split() == ["clusters", "1", "2", "3"]
+  # gamma / alpha, in bits: H(1/2, 1/3, 1/6) - (2 * 0 + 4 * 1.5) / 6
+  pooled = 0.5 + np.log2(3) / 3 + np.log2(6) / 6
+  assert lines[-1].split() == [
+    "distinct",
+    "clients",
+    f"{2 ** (pooled - 1):.2f}",
+  ]
+  assert len({len(line) for line in lines}) == 1
+  assert "Frechet distance" not in describe.skew_summary(parts, groups)
+
+
 def test_plot_stacks_each_clients_classes(data, tmp_path):
   path = tmp_path / "labels.png"
   ax = describe.plot_label_distribution(data, path)

@@ -136,6 +136,31 @@ def test_one_seed_tensorboard_and_a_longer_run(tmp_path):
     go(2, resume=True)
 
 
+def test_resume_beside_data_on_several_devices(tmp_path):
+  """What orbax restores is bound to one device; a fresh state is not."""
+  devices = jax.make_mesh((2,), ("clients",), devices=jax.devices()[:2])
+  data = jax.device_put(jnp.arange(5.0), jax.NamedSharding(devices, jax.P()))
+
+  def go(folder, num_blocks, **options):
+    return run.train(
+      jax.vmap(TOY["block"], in_axes=(0, None)),
+      TOY["make_state"](),
+      data,
+      rounds_per_block=TOY["ROUNDS"],
+      num_blocks=num_blocks,
+      workdir=tmp_path / folder,
+      config={},
+      num_seeds=TOY["SEEDS"],
+      summarise=dict,
+      progress="quiet",
+      **options,
+    )
+
+  go("cut", 2)
+  cut, whole = go("cut", 4, resume=True), go("whole", 4)
+  assert TOY["state_bytes"](cut.state) == TOY["state_bytes"](whole.state)
+
+
 def test_data_that_change_from_block_to_block(tmp_path):
   traces, asked = [], []
 
