@@ -6,56 +6,77 @@ start from.
 """
 
 from fedjax_het.algorithms._apfl import apfl
+from fedjax_het.algorithms._bn_selection import bn_selection
 from fedjax_het.algorithms._centralised import centralised, pooled
 from fedjax_het.algorithms._ditto import ditto
 from fedjax_het.algorithms._fed_avg import fed_avg
 from fedjax_het.algorithms._fed_bn import fed_bn, is_norm
+from fedjax_het.algorithms._fed_dst import fed_dst
 from fedjax_het.algorithms._fed_dyn import fed_dyn
 from fedjax_het.algorithms._fed_nova import fed_nova
 from fedjax_het.algorithms._fed_per import fed_per
 from fedjax_het.algorithms._fed_pm import fed_pm
 from fedjax_het.algorithms._fed_prox import fed_prox
 from fedjax_het.algorithms._fed_rep import fed_rep
+from fedjax_het.algorithms._fed_rolex import fed_rolex
+from fedjax_het.algorithms._fed_tiny import fed_tiny
 from fedjax_het.algorithms._fine_tuned import fine_tuned
+from fedjax_het.algorithms._gate import gating
+from fedjax_het.algorithms._hetero_fl import hetero_fl
 from fedjax_het.algorithms._hide_n_seek import DOWNLINKS, hide_n_seek
 from fedjax_het.algorithms._lg_fed_avg import lg_fed_avg
 from fedjax_het.algorithms._local_only import local_only
+from fedjax_het.algorithms._lottery_fl import lottery_fl
 from fedjax_het.algorithms._masked_fed_avg import masked_fed_avg
 from fedjax_het.algorithms._mime import mime
 from fedjax_het.algorithms._moon import moon
 from fedjax_het.algorithms._p_fed_me import p_fed_me
 from fedjax_het.algorithms._per_fed_avg import per_fed_avg
+from fedjax_het.algorithms._pfed_gate import gate_judge, pfed_gate
+from fedjax_het.algorithms._prune_fl import prune_fl
 from fedjax_het.algorithms._registry import REGISTRY, Entry, example
 from fedjax_het.algorithms._reptile import reptile
 from fedjax_het.algorithms._scaffold import scaffold
+from fedjax_het.algorithms._split_mix import split_mix
 
 __all__ = [
   "DOWNLINKS",
   "REGISTRY",
   "Entry",
   "apfl",
+  "bn_selection",
   "centralised",
   "ditto",
   "example",
   "fed_avg",
   "fed_bn",
+  "fed_dst",
   "fed_dyn",
   "fed_nova",
   "fed_per",
   "fed_pm",
   "fed_prox",
   "fed_rep",
+  "fed_rolex",
+  "fed_tiny",
   "fine_tuned",
+  "gate_judge",
+  "gating",
+  "hetero_fl",
   "hide_n_seek",
   "is_norm",
   "lg_fed_avg",
   "local_only",
+  "lottery_fl",
   "masked_fed_avg",
   "mime",
   "moon",
   "p_fed_me",
   "per_fed_avg",
+  "pfed_gate",
   "pooled",
+  "prune_fl",
   "reptile",
   "scaffold",
+  "split_mix",
 ]
