@@ -119,6 +119,25 @@ DEVICES = flags.DEFINE(
   "Host devices on a CPU, each with a share of the clients; auto: one a core.",
   serializer=flags.ArgumentSerializer(),
 )
+PARTITION = flags.DEFINE_string(
+  "partition",
+  "dirichlet:0.5",
+  "Who holds what: iid, dirichlet:ALPHA, inner_dirichlet:ALPHA, shard:NUMBER,"
+  " pathological:CLASSES, ... (docs/data.md).",
+)
+MODEL = flags.DEFINE_string("model", "mlp", "Name of the network.")
+LOCAL_EPOCHS = flags.DEFINE_integer(
+  "local_epochs", 1, "Local epochs per round.", lower_bound=1
+)
+BATCH_SIZE = flags.DEFINE_integer(
+  "batch_size", 50, "Examples in a local batch.", lower_bound=1
+)
+TUNE_SEEDS = flags.DEFINE_integer(
+  "tune_seeds",
+  1,
+  "Seeds per trial while tuning; 0: no tuning, the middle of each grid.",
+  lower_bound=0,
+)
 FEATURE_SKEW = flags.DEFINE_string(
   "feature_skew",
   "none",
@@ -164,6 +183,11 @@ TENSORBOARD = flags.DEFINE_bool(
 # The shared flags of a federated run; a benchmark takes none of them.
 OF_A_RUN = (
   "dataset",
+  "partition",
+  "model",
+  "local_epochs",
+  "batch_size",
+  "tune_seeds",
   "num_clients",
   "cohort_size",
   "rounds",

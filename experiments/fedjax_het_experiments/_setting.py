@@ -59,13 +59,12 @@ class Setting(NamedTuple):
 def from_flags(
   dataset: Dataset,
   model: Model,
-  partition: str,
   decisive: Sequence[flags.FlagHolder] = (),
 ) -> Setting:
   """A setting as the shared flags say.
 
   Args:
-    dataset, model, partition: see `Setting`.
+    dataset, model: see `Setting`.
     decisive: the binary's own flags that change results; --resume refuses a
       run in which they or the shared ones differ.
 
@@ -73,6 +72,8 @@ def from_flags(
     UserError: an unknown fleet, availability, selection, view or concept.
   """
   clients = _flags.NUM_CLIENTS.value
+  one = _flags.PARTITION.name in flags.FLAGS  # `compare` takes several
+  partition = _flags.PARTITION.value if one else ""
   skew, shift = _flags.FEATURE_SKEW.value, _flags.CONCEPT_SHIFT.value
   devices = None
   if _flags.FLEET.value != "none":
@@ -83,6 +84,9 @@ def from_flags(
   parse(selection, 1, 1)  # a mistake must not wait for the data
   shared = (
     _flags.DATASET,
+    _flags.MODEL,
+    _flags.LOCAL_EPOCHS,
+    _flags.BATCH_SIZE,
     _flags.NUM_CLIENTS,
     _flags.COHORT_SIZE,
     _flags.EVAL_EVERY,
@@ -102,7 +106,8 @@ def from_flags(
     rounds=_flags.ROUNDS.value,
     eval_every=_flags.EVAL_EVERY.value,
     workdir=pathlib.Path(_flags.WORKDIR.value),
-    config={flag.name: flag.value for flag in (*shared, *decisive)},
+    config={"partition": partition}
+    | {flag.name: flag.value for flag in (*shared, *decisive)},
     options={
       "resume": _flags.RESUME.value,
       "overwrite": _flags.OVERWRITE.value,

@@ -26,27 +26,14 @@ from fedjax_het_experiments._comparison import compare, widest
 from fedjax_het_experiments._setting import from_flags
 
 _ALGORITHMS = flags.DEFINE_list(
-  "compare_algorithms",
+  "algorithms",
   ["fed_avg", "fed_prox", "scaffold", "local_only", "fine_tuned"],
   "Names of methods (experiments/_shelf.py), or all.",
 )
 _PARTITIONS = flags.DEFINE_multi_string(
-  "compare_partitions",
+  "partitions",
   ["inner_dirichlet:0.1", "iid"],
   "Who holds what; give the flag several times.",
-)
-_MODEL = flags.DEFINE_string("compare_model", "mlp", "Name of the network.")
-_EPOCHS = flags.DEFINE_integer(
-  "compare_epochs", 1, "Local epochs per round.", lower_bound=1
-)
-_BATCH = flags.DEFINE_integer(
-  "compare_batch", 50, "Examples in a local batch.", lower_bound=1
-)
-_TUNE_SEEDS = flags.DEFINE_integer(
-  "compare_tune_seeds",
-  1,
-  "Seeds per trial while tuning; 0: no tuning, the fourth trial of each.",
-  lower_bound=0,
 )
 
 
@@ -58,31 +45,33 @@ def main(argv: list[str]) -> None:
     names = list(_shelf.TUNED)
   dataset = sources.load(_flags.DATASET.value, _flags.DATA_DIR.value)
   model = models.build(
-    _MODEL.value, dataset.train_x.shape[1:], dataset.num_classes
+    _flags.MODEL.value, dataset.train_x.shape[1:], dataset.num_classes
   )
   clients = _flags.NUM_CLIENTS.value
-  rows = 0.8 * len(dataset.train_y) / clients
-  steps = max(round(rows / _BATCH.value), 1) * _EPOCHS.value
+  batch, epochs = _flags.BATCH_SIZE.value, _flags.LOCAL_EPOCHS.value
+  steps = max(round(0.8 * len(dataset.train_y) / clients / batch), 1) * epochs
   methods = _shelf.methods(
     names,
     _shelf.Problem(
       model,
       clients,
-      _BATCH.value,
-      _EPOCHS.value,
+      batch,
+      epochs,
       cohort_steps=steps * _flags.COHORT_SIZE.value,
     ),
   )
   settings = []
   for spec in _PARTITIONS.value:
     partition.parse(spec, dataset.train_y, clients)  # mistakes come first
-    setting = from_flags(dataset, model, spec, (_MODEL, _EPOCHS, _BATCH))
+    setting = from_flags(dataset, model)
+    folder = setting.workdir / re.sub(r"[:,=]", "_", spec)
+    config = {**setting.config, "partition": spec}
     settings.append(
-      setting._replace(workdir=setting.workdir / re.sub(r"[:,=]", "_", spec))
+      setting._replace(partition=spec, workdir=folder, config=config)
     )
   if len({setting.workdir for setting in settings}) < len(settings):
     raise UserError("a partition is given twice: give each once")
-  seeds, tune = _flags.SEEDS.value, _TUNE_SEEDS.value
+  seeds, tune = _flags.SEEDS.value, _flags.TUNE_SEEDS.value
   width = max(widest(setting, seeds, tune) for setting in settings)
   columns = []
   for setting in settings:
@@ -101,8 +90,8 @@ def main(argv: list[str]) -> None:
     seconds=time.monotonic() - started,
     notes=[
       f"{clients} clients, {_flags.COHORT_SIZE.value} a round, "
-      f"{_flags.ROUNDS.value} rounds of {_EPOCHS.value} local epochs in "
-      f"batches of {_BATCH.value}, {_MODEL.value}, {len(seeds)} seeds. Each "
+      f"{_flags.ROUNDS.value} rounds of {epochs} local epochs in "
+      f"batches of {batch}, {_flags.MODEL.value}, {len(seeds)} seeds. Each "
       f"method tried six trials of {tune} tuning seeds on each partition (0: "
       "none), judged by the clients' own test splits; where the trials with a "
       "knob were chosen, the table says rate, knob. Centralised training may "
@@ -113,4 +102,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  _flags.run(main)
+  _flags.run(main, unused=("partition",))

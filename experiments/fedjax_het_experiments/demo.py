@@ -22,7 +22,8 @@ if __name__ == "__main__":
     rounds=60,
     eval_every=5,
     seeds=5,
-    hide_n_seek_batch=10,
-    hide_n_seek_tune_seeds=0,
+    local_epochs=5,
+    batch_size=10,
+    tune_seeds=0,
     hide_n_seek_target=0.8,
   )

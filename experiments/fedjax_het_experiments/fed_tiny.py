@@ -31,6 +31,7 @@ from fedjax_het.algorithms import (
   masked_fed_avg,
   prune_fl,
 )
+from fedjax_het.core.errors import UserError
 from fedjax_het.data import sources
 from fedjax_het.masks import budgets, tree
 from fedjax_het.masks.at_init import prune_at_init
@@ -65,17 +66,8 @@ _DENSITY = flags.DEFINE_float(
   lower_bound=0.0,
   upper_bound=1.0,
 )
-_PARTITION = flags.DEFINE_string(
-  "fed_tiny_partition", "dirichlet:0.3,min_size=2", "Who holds what."
-)
 _HIDDEN = flags.DEFINE_multi_integer(
   "fed_tiny_hidden", [128, 64], "Widths of the hidden layers.", lower_bound=1
-)
-_EPOCHS = flags.DEFINE_integer(
-  "fed_tiny_epochs", 2, "Local epochs per round.", lower_bound=2
-)
-_BATCH = flags.DEFINE_integer(
-  "fed_tiny_batch", 50, "Examples in a local batch.", lower_bound=1
 )
 _PUBLIC = flags.DEFINE_integer(
   "fed_tiny_public", 600, "Public images, which no client holds.", lower_bound=1
@@ -93,12 +85,6 @@ _SHARE = flags.DEFINE_float(
 _CANDIDATES = flags.DEFINE_integer(
   "fed_tiny_candidates", 5, "Candidate masks to choose from.", lower_bound=1
 )
-_TUNE_SEEDS = flags.DEFINE_integer(
-  "fed_tiny_tune_seeds",
-  1,
-  "Seeds per learning rate while tuning; 0: no tuning, the second rate.",
-  lower_bound=0,
-)
 
 RIVALS = (SNIP, SYNFLOW, PRUNEFL, FEDDST)
 _RATES = (0.05, 0.15, 0.4)
@@ -112,7 +98,8 @@ def methods(start, prunings) -> list[Method]:
     start: the pretrained network.
     prunings: by the names of the arms whose masks stay.
   """
-  local = {"batch_size": _BATCH.value, "epochs": _EPOCHS.value}
+  epochs = _flags.LOCAL_EPOCHS.value
+  local = {"batch_size": _flags.BATCH_SIZE.value, "epochs": epochs}
   moving = {
     "num_clients": _flags.NUM_CLIENTS.value,
     "adjust_every": _EVERY.value,
@@ -120,8 +107,8 @@ def methods(start, prunings) -> list[Method]:
     "share": _SHARE.value,
   }
   halves = {
-    "epochs": _EPOCHS.value // 2,
-    "epochs_after": _EPOCHS.value - _EPOCHS.value // 2,
+    "epochs": epochs // 2,
+    "epochs_after": epochs - epochs // 2,
   }
 
   def arm(name, factory, *args, judged_by="accuracy", **options):
@@ -181,6 +168,11 @@ def verdicts(arms: dict[str, Arm]) -> list[Verdict]:
 def main(argv: list[str]) -> None:
   del argv
   started = time.monotonic()
+  if _flags.LOCAL_EPOCHS.value < 2:
+    raise UserError(
+      "FedDST trains before and after it moves its mask: give --local_epochs "
+      f"of at least 2, got {_flags.LOCAL_EPOCHS.value}"
+    )
   dataset, public = _tiny_masks.set_aside(
     sources.load(_flags.DATASET.value, _flags.DATA_DIR.value), _PUBLIC.value
   )
@@ -194,13 +186,9 @@ def main(argv: list[str]) -> None:
   setting = from_flags(
     dataset,
     model.evaluation,
-    _PARTITION.value,
     (
       _DENSITY,
-      _PARTITION,
       _HIDDEN,
-      _EPOCHS,
-      _BATCH,
       _PUBLIC,
       _EVERY,
       _SHARE,
@@ -208,7 +196,7 @@ def main(argv: list[str]) -> None:
     ),
   )
   seeds = _flags.SEEDS.value
-  trial = [_comparison.TUNE_SEEDS + i for i in range(_TUNE_SEEDS.value)]
+  trial = [_comparison.TUNE_SEEDS + i for i in range(_flags.TUNE_SEEDS.value)]
   choices = _tiny_masks.choose(
     model,
     start,
@@ -234,7 +222,10 @@ def main(argv: list[str]) -> None:
     SELECTED: _tiny_masks.by_seed(choices, density),
   }
   arms, rates = compare(
-    setting, methods(start, prunings), seeds=seeds, tune_seeds=_TUNE_SEEDS.value
+    setting,
+    methods(start, prunings),
+    seeds=seeds,
+    tune_seeds=_flags.TUNE_SEEDS.value,
   )
   masks = {
     name: _tiny_masks.first_masks(start, pruning, seeds)
@@ -244,13 +235,13 @@ def main(argv: list[str]) -> None:
   arms = charge(arms, masks, chosen, setting.num_clients)
   write_report(
     setting.workdir,
-    f"FedTiny on {dataset.name}, {_PARTITION.value}, density {density:g}",
+    f"FedTiny on {dataset.name}, {_flags.PARTITION.value}, density {density:g}",
     arms,
     verdicts({arm.name: arm for arm in arms}),
     seconds=time.monotonic() - started,
-    notes=notes(arms, masks, chosen, rates, _TUNE_SEEDS.value),
+    notes=notes(arms, masks, chosen, rates, _flags.TUNE_SEEDS.value),
   )
 
 
 if __name__ == "__main__":
-  _flags.run(main)
+  _flags.run(main, partition="dirichlet:0.3,min_size=2", local_epochs=2)

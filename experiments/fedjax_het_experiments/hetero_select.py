@@ -44,18 +44,6 @@ from fedjax_het_experiments import _flags
 from fedjax_het_experiments._comparison import Method, compare
 from fedjax_het_experiments._setting import from_flags
 
-_PARTITION = flags.DEFINE_string(
-  "hetero_select_partition", "dirichlet:0.1,min_size=2", "Who holds what."
-)
-_MODEL = flags.DEFINE_string(
-  "hetero_select_model", "mlp", "Name of the network."
-)
-_EPOCHS = flags.DEFINE_integer(
-  "hetero_select_epochs", 2, "Local epochs per round.", lower_bound=1
-)
-_BATCH = flags.DEFINE_integer(
-  "hetero_select_batch", 32, "Examples in a local batch.", lower_bound=1
-)
 _MU = flags.DEFINE_float(
   "hetero_select_mu",
   0.1,
@@ -67,12 +55,6 @@ _CANDIDATES = flags.DEFINE_integer(
   30,
   "Power-of-Choice: clients that it asks for their loss.",
   lower_bound=1,
-)
-_TUNE_SEEDS = flags.DEFINE_integer(
-  "hetero_select_tune_seeds",
-  1,
-  "Seeds per learning rate while tuning; 0: no tuning, the third rate.",
-  lower_bound=0,
 )
 
 RANDOM, POC, OORT, SCORED = "random", "Power-of-Choice", "Oort", "HeteRo-Select"
@@ -109,8 +91,8 @@ def _fed_prox(model, mu):
     model,
     mu=mu,
     optimizer=optax.sgd(rate),
-    batch_size=_BATCH.value,
-    epochs=_EPOCHS.value,
+    batch_size=_flags.BATCH_SIZE.value,
+    epochs=_flags.LOCAL_EPOCHS.value,
   )
 
 
@@ -226,23 +208,18 @@ def main(argv: list[str]) -> None:
   started = time.monotonic()
   dataset = sources.load(_flags.DATASET.value, _flags.DATA_DIR.value)
   model = models.build(
-    _MODEL.value, dataset.train_x.shape[1:], dataset.num_classes
+    _flags.MODEL.value, dataset.train_x.shape[1:], dataset.num_classes
   )
-  setting = from_flags(
-    dataset,
-    model,
-    _PARTITION.value,
-    (_PARTITION, _MODEL, _EPOCHS, _BATCH, _MU, _CANDIDATES),
-  )
+  setting = from_flags(dataset, model, (_MU, _CANDIDATES))
   arms, rates = compare(
     setting,
     methods(model),
     seeds=_flags.SEEDS.value,
-    tune_seeds=_TUNE_SEEDS.value,
+    tune_seeds=_flags.TUNE_SEEDS.value,
   )
   write_report(
     setting.workdir,
-    f"HeteRo-Select on {dataset.name}, {_PARTITION.value}",
+    f"HeteRo-Select on {dataset.name}, {_flags.PARTITION.value}",
     arms,
     verdicts({arm.name: arm for arm in arms}, _MU.value),
     seconds=time.monotonic() - started,
@@ -255,7 +232,7 @@ def main(argv: list[str]) -> None:
       "HeteRo-Select asks everybody for a loss in every round; those downloads "
       "are in the bytes, their time is not in the clock.",
       "Learning rates, the best of four for every arm by the clients' own test "
-      f"splits on {_TUNE_SEEDS.value} tuning seeds (0: the third of each): "
+      f"splits on {_flags.TUNE_SEEDS.value} tuning seeds (0: the third): "
       + "; ".join(f"{name}: {rate:g}" for name, rate in rates.items())
       + ".",
     ],
@@ -266,6 +243,9 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
   _flags.run(
     main,
+    partition="dirichlet:0.1,min_size=2",
+    local_epochs=2,
+    batch_size=32,
     seeds=10,
     fleet="uniform:0.67,step_seconds=0.3,up_mbit=3,down_mbit=3",
   )

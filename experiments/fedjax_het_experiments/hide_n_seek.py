@@ -52,30 +52,12 @@ _DENSITY = flags.DEFINE_float(
   lower_bound=0.0,
   upper_bound=1.0,
 )
-_PARTITION = flags.DEFINE_string(
-  "hide_n_seek_partition",
-  "dirichlet:0.5",
-  "Who holds what: iid, dirichlet:ALPHA, pathological:CLASSES, ...",
-)
-_MODEL = flags.DEFINE_string("hide_n_seek_model", "mlp", "Name of the network.")
-_EPOCHS = flags.DEFINE_integer(
-  "hide_n_seek_epochs", 5, "Local epochs per round.", lower_bound=1
-)
-_BATCH = flags.DEFINE_integer(
-  "hide_n_seek_batch", 50, "Examples in a local batch.", lower_bound=1
-)
 _DOWNLINK = flags.DEFINE_enum(
   "hide_n_seek_downlink",
   "count",
   DOWNLINKS,
   "What the sign arms send down: the mean in 32 bits a weight, the count of "
   "votes (exact, one vote a client, a few bits), or the majority (1 bit).",
-)
-_TUNE_SEEDS = flags.DEFINE_integer(
-  "hide_n_seek_tune_seeds",
-  1,
-  "Seeds per learning rate while tuning; 0: no tuning, the third rate of each.",
-  lower_bound=0,
 )
 _TARGET = flags.DEFINE_float(
   "hide_n_seek_target",
@@ -93,7 +75,10 @@ _HIDDEN = (128, 64)
 def methods(model, input_shape) -> list[Method]:
   """The arms, each with four learning rates around its pilot's best."""
   pruning = prune_at_init(model, input_shape, density=_DENSITY.value)
-  local = {"batch_size": _BATCH.value, "epochs": _EPOCHS.value}
+  local = {
+    "batch_size": _flags.BATCH_SIZE.value,
+    "epochs": _flags.LOCAL_EPOCHS.value,
+  }
   sgd = functools.partial(optax.sgd, momentum=0.9)
 
   def signs(values):
@@ -229,27 +214,26 @@ def main(argv: list[str]) -> None:
   started = time.monotonic()
   dataset = sources.load(_flags.DATASET.value, _flags.DATA_DIR.value)
   input_shape = dataset.train_x.shape[1:]
-  options = {"hidden": _HIDDEN} if _MODEL.value == "mlp" else {}
+  options = {"hidden": _HIDDEN} if _flags.MODEL.value == "mlp" else {}
   model = models.build(
-    _MODEL.value, input_shape, dataset.num_classes, use_bias=False, **options
+    _flags.MODEL.value,
+    input_shape,
+    dataset.num_classes,
+    use_bias=False,
+    **options,
   )
   shapes = jax.eval_shape(model.init, jax.random.key(0))
   check_density(shapes, _DENSITY.value)  # before an arm without a mask trains
-  setting = from_flags(
-    dataset,
-    model,
-    _PARTITION.value,
-    (_DENSITY, _PARTITION, _MODEL, _EPOCHS, _BATCH, _DOWNLINK),
-  )
+  setting = from_flags(dataset, model, (_DENSITY, _DOWNLINK))
   arms, rates = compare(
     setting,
     methods(model, input_shape),
     seeds=_flags.SEEDS.value,
-    tune_seeds=_TUNE_SEEDS.value,
+    tune_seeds=_flags.TUNE_SEEDS.value,
   )
   write_report(
     setting.workdir,
-    f"HideNseek on {dataset.name}, {_PARTITION.value}",
+    f"HideNseek on {dataset.name}, {_flags.PARTITION.value}",
     arms,
     verdicts(
       {arm.name: arm for arm in arms},
@@ -261,7 +245,7 @@ def main(argv: list[str]) -> None:
     seconds=time.monotonic() - started,
     notes=[
       "Learning rates, the best of four for every arm by the clients' own test "
-      f"splits on {_TUNE_SEEDS.value} tuning seeds (0: the third of each): "
+      f"splits on {_flags.TUNE_SEEDS.value} tuning seeds (0: the third): "
       + ", ".join(f"{name} {rate:g}" for name, rate in rates.items())
       + "."
     ],
@@ -270,4 +254,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  _flags.run(main)
+  _flags.run(main, local_epochs=5)

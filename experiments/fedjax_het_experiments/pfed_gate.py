@@ -30,7 +30,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import flags
 
 from fedjax_het import models
 from fedjax_het.algorithms import gate_judge, gating, hetero_fl, pfed_gate
@@ -52,23 +51,6 @@ from fedjax_het_experiments import _flags, _shelf
 from fedjax_het_experiments._comparison import Method, compare
 from fedjax_het_experiments._dealing import deal
 from fedjax_het_experiments._setting import Setting, from_flags
-
-_PARTITION = flags.DEFINE_string(
-  "pfed_gate_partition", "inner_dirichlet:0.4", "Who holds what."
-)
-_MODEL = flags.DEFINE_string("pfed_gate_model", "mlp", "Name of the network.")
-_EPOCHS = flags.DEFINE_integer(
-  "pfed_gate_epochs", 1, "Local epochs per round.", lower_bound=1
-)
-_BATCH = flags.DEFINE_integer(
-  "pfed_gate_batch", 32, "Examples in a local batch.", lower_bound=1
-)
-_TUNE_SEEDS = flags.DEFINE_integer(
-  "pfed_gate_tune_seeds",
-  1,
-  "Seeds per trial while tuning; 0: no tuning, the fourth trial of each.",
-  lower_bound=0,
-)
 
 # shown name -> name on the shelf
 _SHELF = {
@@ -275,22 +257,20 @@ def main(argv: list[str]) -> None:
   started = time.monotonic()
   dataset = sources.load(_flags.DATASET.value, _flags.DATA_DIR.value)
   model = models.build(
-    _MODEL.value, dataset.train_x.shape[1:], dataset.num_classes
+    _flags.MODEL.value, dataset.train_x.shape[1:], dataset.num_classes
   )
-  setting = from_flags(
-    dataset, model, _PARTITION.value, (_PARTITION, _MODEL, _EPOCHS, _BATCH)
-  )
+  setting = from_flags(dataset, model)
   problem = _shelf.Problem(
     model,
     setting.num_clients,
-    _BATCH.value,
-    _EPOCHS.value,
+    _flags.BATCH_SIZE.value,
+    _flags.LOCAL_EPOCHS.value,
     cohort_steps=0,  # nothing is centralised here
   )
   shelf = methods(dataset.train_x.shape[1:], problem)
   seeds = _flags.SEEDS.value
   arms, rates = compare(
-    setting, shelf, seeds=seeds, tune_seeds=_TUNE_SEEDS.value
+    setting, shelf, seeds=seeds, tune_seeds=_flags.TUNE_SEEDS.value
   )
   by_name = {arm.name: arm for arm in arms}
   by_level = {
@@ -301,7 +281,7 @@ def main(argv: list[str]) -> None:
   spent = {name: costs(setting, name) for name in by_level}
   write_report(
     setting.workdir,
-    f"pFedGate on {dataset.name}, {_PARTITION.value}",
+    f"pFedGate on {dataset.name}, {_flags.PARTITION.value}",
     arms,
     verdicts(by_name),
     seconds=time.monotonic() - started,
@@ -319,8 +299,8 @@ def main(argv: list[str]) -> None:
       "round, which travel up.",
       f"HeteroFL's clients have rates {', '.join(map(str, _WIDTHS))} in turn. "
       "Trials, the best of six for every arm by the clients' own test splits "
-      f"on {_TUNE_SEEDS.value} tuning seeds (0: the fourth of each; rate, or "
-      "rate and knob): "
+      f"on {_flags.TUNE_SEEDS.value} tuning seeds (0: the fourth; rate, or rate "
+      "and knob): "
       + "; ".join(f"{name}: {_shown(rate)}" for name, rate in rates.items())
       + ".",
     ],
@@ -333,4 +313,11 @@ def _shown(rate) -> str:
 
 
 if __name__ == "__main__":
-  _flags.run(main, num_clients=40, cohort_size=40, rounds=40)
+  _flags.run(
+    main,
+    partition="inner_dirichlet:0.4",
+    batch_size=32,
+    num_clients=40,
+    cohort_size=40,
+    rounds=40,
+  )

@@ -22,6 +22,7 @@ from fedjax_het.algorithms._fed_rolex import fed_rolex
 from fedjax_het.algorithms._fed_tiny import fed_tiny
 from fedjax_het.algorithms._fine_tuned import fine_tuned
 from fedjax_het.algorithms._gate import gating
+from fedjax_het.algorithms._gate_judge import gate_judge
 from fedjax_het.algorithms._hetero_fl import hetero_fl
 from fedjax_het.algorithms._hide_n_seek import DOWNLINKS, hide_n_seek
 from fedjax_het.algorithms._lg_fed_avg import lg_fed_avg
@@ -32,7 +33,7 @@ from fedjax_het.algorithms._mime import mime
 from fedjax_het.algorithms._moon import moon
 from fedjax_het.algorithms._p_fed_me import p_fed_me
 from fedjax_het.algorithms._per_fed_avg import per_fed_avg
-from fedjax_het.algorithms._pfed_gate import gate_judge, pfed_gate
+from fedjax_het.algorithms._pfed_gate import pfed_gate
 from fedjax_het.algorithms._prune_fl import prune_fl
 from fedjax_het.algorithms._registry import REGISTRY, Entry, example
 from fedjax_het.algorithms._reptile import reptile

@@ -28,7 +28,7 @@ SMALL = [
   "--rounds=4",
   "--eval_every=2",
   "--seeds=2",
-  "--compare_algorithms=fed_avg,centralised,fine_tuned",
+  "--algorithms=fed_avg,centralised,fine_tuned",
 ]
 
 
@@ -121,9 +121,9 @@ def _run(env, *flags):
 @pytest.mark.parametrize(
   "flags, message",
   [
-    (["--compare_algorithms=fed_avgg"], "did you mean 'fed_avg'"),
-    (["--compare_partitions=dirichlet"], "needs a value for alpha"),
-    (["--compare_partitions=iid", "--compare_partitions=iid"], "given twice"),
+    (["--algorithms=fed_avgg"], "did you mean 'fed_avg'"),
+    (["--partitions=dirichlet"], "needs a value for alpha"),
+    (["--partitions=iid", "--partitions=iid"], "given twice"),
     (["--fleet=log_normal"], "did you mean 'lognormal'"),
     (["--availability=diurnal"], "write diurnal:SHARE"),
     (["--selection=ort"], "did you mean 'oort'"),

@@ -157,7 +157,7 @@ def test_the_binary(source_env, tmp_path):
       "--fed_tiny_density=0.1",
       "--fed_tiny_hidden=32",
       "--fed_tiny_hidden=16",
-      "--fed_tiny_tune_seeds=0",
+      "--tune_seeds=0",
       f"--workdir={tmp_path}",
     ],
     env=source_env,

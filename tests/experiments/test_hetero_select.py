@@ -60,7 +60,7 @@ def test_the_binary(source_env, tmp_path):
       "--eval_every=2",
       "--seeds=2",
       "--hetero_select_candidates=5",
-      "--hetero_select_tune_seeds=0",
+      "--tune_seeds=0",
       f"--workdir={tmp_path}",
     ],
     env=source_env,

@@ -36,8 +36,8 @@ MISTAKES = {
   "--dataset=fashion_minst": "did you mean 'fashion_mnist'",
   "--hide_n_seek_densty=0.2": "did you mean --hide_n_seek_density",
   "--hide_n_seek_density=0.001": "removes layer",
-  "--hide_n_seek_partition=dirichlet:0.01,min_size=10": "alpha",
-  "--hide_n_seek_model=mpl": "did you mean 'mlp'",
+  "--partition=dirichlet:0.01,min_size=10": "alpha",
+  "--model=mpl": "did you mean 'mlp'",
   "--rounds=7": "multiple of --eval_every",
   "--cohort_size=31": "cohort of 31 from 30 clients",
 }
