@@ -299,8 +299,8 @@ def main(argv: list[str]) -> None:
       "round, which travel up.",
       f"HeteroFL's clients have rates {', '.join(map(str, _WIDTHS))} in turn. "
       "Trials, the best of six for every arm by the clients' own test splits "
-      f"on {_flags.TUNE_SEEDS.value} tuning seeds (0: the fourth; rate, or rate "
-      "and knob): "
+      f"on {_flags.TUNE_SEEDS.value} tuning seeds (0: the fourth; rate, or "
+      "rate and knob): "
       + "; ".join(f"{name}: {_shown(rate)}" for name, rate in rates.items())
       + ".",
     ],
