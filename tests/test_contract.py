@@ -122,7 +122,7 @@ def _assert_equal(got, want):
 def test_it_learns(name):
   """More than chance on an easy problem, so that equalities mean something."""
   state = _start(name)
-  for _ in range(12):
+  for _ in range(20):
     state, _ = _block(name)(state, tiny.data())
   judge = jit(evaluate.make_evaluate(_algorithm(name), tiny.mlp()))
   seen = judge(state, tiny.data())
