@@ -27,7 +27,7 @@ MASKS = {
   "fed_pm": entry(
     fed_pm,
     "probabilistic masks on random weights",
-    optimizer=optax.adam(0.1),
+    optimizer=optax.adam(0.3),
     epochs=2,
   ),
 }
