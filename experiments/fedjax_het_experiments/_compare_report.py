@@ -21,7 +21,11 @@ from fedjax_het.training.plots import (
   format_seconds,
 )
 from fedjax_het.training.report import markdown_table, run_facts
-from fedjax_het.training.stats import mean_interval, paired_interval
+from fedjax_het.training.stats import (
+  first_reach,
+  mean_interval,
+  paired_interval,
+)
 
 GLOBAL, OWN = "accuracy", "client_mean"
 _TITLES = {
@@ -47,6 +51,7 @@ def write(
   *,
   seconds: float,
   notes: Sequence[str],
+  target: float,
 ) -> pathlib.Path:
   """Writes summary.md, compare.png and results.json.
 
@@ -56,6 +61,7 @@ def write(
     columns: one a partition, all with the same arms.
     seconds: how long it took.
     notes: paragraphs below the tables.
+    target: accuracy in [0, 1] for the time that each method takes to it.
 
   Returns:
     The path of summary.md.
@@ -71,6 +77,11 @@ def write(
     "fine_tuned in the second.",
     "## Cost of a run",
     _cost_table(columns),
+    f"## Virtual time to {100 * target:g} %",
+    _time_table(columns, target),
+    "Of the figure that each method is judged by, the global model's or the "
+    "clients' mean: means over the seeds that reach it, at the evaluation at "
+    "which they first do.",
     "## What tuning chose",
     _rates_table(columns),
     *notes,
@@ -136,6 +147,26 @@ def _cost_table(columns) -> str:
     rows.append([name, *sent, time, energy])
   head = ["", "sent up", "sent down", "virtual time", "energy"]
   return f"On {column.partition}.\n\n" + markdown_table(head, rows)
+
+
+def _time_table(columns, target) -> str:
+  rows = [
+    [name, *(_time(column.arms[name], target) for column in columns)]
+    for name in columns[0].arms
+    if columns[0].arms[name].seconds is not None
+  ]
+  return markdown_table(["", *(c.partition for c in columns)], rows)
+
+
+def _time(arm: Arm, target: float) -> str:
+  spent = first_reach(arm.seconds, arm.accuracy, target)
+  reached = np.isfinite(spent)
+  if not reached.any():
+    return "never"
+  text = format_seconds(spent[reached].mean())
+  if not reached.all():
+    text += f" ({reached.sum()} of {reached.size})"
+  return text
 
 
 def _rates_table(columns) -> str:

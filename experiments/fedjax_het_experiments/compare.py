@@ -35,6 +35,13 @@ _PARTITIONS = flags.DEFINE_multi_string(
   ["inner_dirichlet:0.1", "iid"],
   "Who holds what; give the flag several times.",
 )
+_TARGET = flags.DEFINE_float(
+  "target",
+  0.75,
+  "Accuracy to which the report says the virtual time.",
+  lower_bound=0.0,
+  upper_bound=1.0,
+)
 
 
 def main(argv: list[str]) -> None:
@@ -88,6 +95,7 @@ def main(argv: list[str]) -> None:
     f"{len(methods)} methods on {dataset.name}",
     columns,
     seconds=time.monotonic() - started,
+    target=_TARGET.value,
     notes=[
       f"{clients} clients, {_flags.COHORT_SIZE.value} a round, "
       f"{_flags.ROUNDS.value} rounds of {epochs} local epochs in "

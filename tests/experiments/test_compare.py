@@ -88,8 +88,10 @@ def test_the_report_is_what_was_measured(tmp_path):
     )
     for spec, noise in (("iid", np.zeros(3)), ("shard:2", [-0.2, 0.1, 0.1]))
   ]
-  path = _compare_report.write(tmp_path, "T", columns, seconds=1.0, notes=["N"])
-  first, second, cost, _ = (
+  path = _compare_report.write(
+    tmp_path, "T", columns, seconds=1.0, notes=["N"], target=0.6
+  )
+  first, second, cost, times, _ = (
     part.split("\n## ")[0]
     for part in path.read_text().split("## ", 1)[1].split("\n## ")
   )
@@ -101,6 +103,9 @@ def test_the_report_is_what_was_measured(tmp_path):
   assert "| fed_avg | 50.0 ± 24.8 (**-30.0**)" in second
   assert "centralised" not in second and "| fine_tuned | 80.0" in second
   assert "| fed_avg | 2 MB | 4 MB | 20 s | 2 MJ |" in cost
+  # 0.5 never gets there; 0.6 and 0.7 do at the end, after 20 s
+  assert "| fed_avg | 20 s (2 of 3) | 20 s (2 of 3) |" in times
+  assert "| fine_tuned | 20 s | 20 s |" in times
   runs = json.loads((tmp_path / "results.json").read_text())["runs"]
   assert len(runs) == 8
   assert runs[0]["accuracy"] == [0.5, 0.6, 0.7]
