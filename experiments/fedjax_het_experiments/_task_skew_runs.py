@@ -14,6 +14,7 @@ import numpy as np
 from fedjax_het.data import diversity, embedding, partition
 from fedjax_het.data.sources import Dataset
 from fedjax_het.data.tasks import TASKS
+from fedjax_het_experiments._comparison import TUNE_SEEDS
 from fedjax_het_experiments._task_skew_sweep import (
   Problem,
   Schedule,
@@ -22,7 +23,6 @@ from fedjax_het_experiments._task_skew_sweep import (
 )
 
 IID, LABEL, EMBEDDING = "IID", "label", "embedding"
-TUNE_SEEDS = 1000  # tuning seeds start here: never the seeds of the report
 _EMBEDDER_RATE = 1e-3  # of Adam
 
 
