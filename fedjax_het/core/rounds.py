@@ -31,8 +31,9 @@ EVERYBODY = 2**31
 class Selector(NamedTuple):
   """Who trains, from what earlier rounds showed (see `selection`).
 
-  init: num_clients -> the selector's state, kept in `TrainState.selector`.
   choose: (key, TrainState, data) -> ids i32[C], distinct.
+  init: num_clients -> the selector's state, kept in `TrainState.selector`;
+    default: it remembers nothing.
   update: (its state, Cohort, round i32[]) -> its state after that round.
   observe: message of an upload -> arrays that `update` finds in `Cohort.seen`;
     None: nothing.
@@ -40,9 +41,9 @@ class Selector(NamedTuple):
     `EVERYBODY`, or any number above N, is N.
   """
 
-  init: Callable[[int], PyTree]
   choose: Callable[[Key, "TrainState", FederatedData], Array]
-  update: Callable[[PyTree, Cohort, Array], PyTree]
+  init: Callable[[int], PyTree] = lambda num_clients: ()
+  update: Callable[[PyTree, Cohort, Array], PyTree] = lambda state, *_: state
   observe: Callable[[PyTree], PyTree] | None = None
   probes: int = 0
 
@@ -175,11 +176,7 @@ def make_round(
 
 def _forgetful(select: Select) -> Selector:
   """A plain function as a selector that remembers nothing."""
-  return Selector(
-    lambda num_clients: (),
-    lambda key, state, data: select(key, data),
-    lambda state, cohort, round: state,
-  )
+  return Selector(lambda key, state, data: select(key, data))
 
 
 def _duration(cohort: Cohort, data: FederatedData) -> Array:

@@ -139,8 +139,8 @@ def hetero_select(
     )
 
   return Selector(
-    init,
     choose,
+    init,
     update_state,
     observe=lambda message: sketch(message, sketch_size),
     probes=0 if loss is None else EVERYBODY,

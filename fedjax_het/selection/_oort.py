@@ -127,7 +127,7 @@ def oort(
     moved = _pace(after, pacer_step, first=round_number < pacer_rounds)
     return jax.tree.map(lambda new, old: jnp.where(due, new, old), moved, after)
 
-  return Selector(init, choose, update_state)
+  return Selector(choose, init, update_state)
 
 
 def score(mine: OortState, size, now, clip, penalty) -> Array:

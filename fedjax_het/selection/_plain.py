@@ -24,7 +24,7 @@ def by_weight(cohort_size: int) -> Selector:
     size = jnp.log(data.train.count.astype(jnp.float32))
     return gumbel_top(key, size, cohort_size, online(data, state.seconds))
 
-  return _stateless(choose)
+  return Selector(choose)
 
 
 def available(cohort_size: int) -> Selector:
@@ -46,7 +46,7 @@ def available(cohort_size: int) -> Selector:
       online(data, state.seconds),
     )
 
-  return _stateless(choose)
+  return Selector(choose)
 
 
 def cyclic(cohort_size: int) -> Selector:
@@ -66,10 +66,4 @@ def cyclic(cohort_size: int) -> Selector:
     first = (state.round % turns) * cohort_size
     return (first + jnp.arange(cohort_size)) % data.num_clients
 
-  return _stateless(choose)
-
-
-def _stateless(choose) -> Selector:
-  return Selector(
-    lambda num_clients: (), choose, lambda memory, cohort, round_number: memory
-  )
+  return Selector(choose)

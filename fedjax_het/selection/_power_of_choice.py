@@ -67,5 +67,5 @@ def power_of_choice(
     return drawn[jax.lax.top_k(value, cohort_size)[1]]
 
   return Selector(
-    blank, choose, remember, probes=0 if loss is None else candidates
+    choose, blank, remember, probes=0 if loss is None else candidates
   )
