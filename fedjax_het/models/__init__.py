@@ -12,11 +12,19 @@ from fedjax_het.core.types import Model
 from fedjax_het.models.conv import conv2d
 from fedjax_het.models.convnets import cnn, lenet
 from fedjax_het.models.dense import mlp
+from fedjax_het.models.lora import Adapted, adapt
 from fedjax_het.models.pool import max_pool
 from fedjax_het.models.resnet import resnet
+from fedjax_het.models.vit import vit
 from fedjax_het.models.wrap import from_flax
 
-REGISTRY = {"cnn": cnn, "lenet": lenet, "mlp": mlp, "resnet": resnet}
+REGISTRY = {
+  "cnn": cnn,
+  "lenet": lenet,
+  "mlp": mlp,
+  "resnet": resnet,
+  "vit": vit,
+}
 
 
 def build(
@@ -51,6 +59,8 @@ def build(
 
 __all__ = [
   "REGISTRY",
+  "Adapted",
+  "adapt",
   "build",
   "cnn",
   "conv2d",
@@ -59,4 +69,5 @@ __all__ = [
   "max_pool",
   "mlp",
   "resnet",
+  "vit",
 ]

@@ -1,22 +1,15 @@
 """A small decoder-only transformer over packed sequences.
 
-Pre-norm blocks: RMSNorm, rotary positions, grouped-query attention, a gated or
-plain MLP; the head may be the embedding itself.  `packed` runs one row of
-tokens that holds several documents: a token attends to the earlier ones of its
-own segment.  The attention is an argument, so that `seqpar` can put one in
-that talks to other devices; everything else acts on each token alone.
-
-A dense layer is a dict {"kernel": W [I, O]}.  With two more leaves, "lora_a"
-[I, R] and "lora_b" [R, O], it computes x W + (alpha / R) (x A) B (`models.lora`
-puts them in and takes them out).
+The layers are those of `_blocks`, with rotary positions; the head may be the
+embedding itself.  `packed` runs one row of tokens that holds several documents:
+a token attends to the earlier ones of its own segment.  The attention is an
+argument, so that `seqpar` can put one in that talks to other devices.
 
 Shape legend: B rows, T tokens, V vocabulary, H width, N heads, G key-value
-heads, C channels of a head, F hidden width, L layers, R rank.
+heads, C channels of a head.
 
 References:
-  Zhang and Sennrich, Root Mean Square Layer Normalization, arXiv:1910.07467.
-  Su et al., RoFormer, arXiv:2104.09864.  Ainslie et al., GQA, arXiv:2305.13245.
-  Shazeer, GLU Variants Improve Transformer, arXiv:2002.05202.
+  Su et al., RoFormer, arXiv:2104.09864.
 """
 
 from collections.abc import Callable
@@ -24,16 +17,20 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from fedjax_het.core.errors import UserError, unknown
+from fedjax_het.core.errors import UserError
 from fedjax_het.core.types import Array, Key, Params
+from fedjax_het.models._blocks import (
+  Shape,
+  check,
+  dense,
+  init_layers,
+  run_layers,
+)
 
 #: (q [T, N, C], k [T, G, C], v [T, G, C], segment i32[T], position i32[T]) ->
 #: [T, N, C]; segment 0 is padding: it sees nothing and nothing sees it.
 Attention = Callable[[Array, Array, Array, Array, Array], Array]
-
-_MLPS = ("gelu", "swiglu")
 
 
 class Tokens(NamedTuple):
@@ -51,32 +48,6 @@ class Tokens(NamedTuple):
   segment: Array
   position: Array
   weight: Array
-
-
-class Shape(NamedTuple):
-  """Sizes of a transformer.
-
-  vocabulary: V, 256 for bytes.
-  width: H;  layers: L;  heads: N;  kv_heads: G, divides N.
-  head_width: C, even;  hidden: F.
-  mlp: "swiglu" (three matrices) or "gelu" (two).
-  tied: the head is the embedding.
-  rope_base: the pairs of a head's channels turn by 1 radian a position down to
-    about 1 / rope_base.
-  lora_alpha: scale of adapters, alpha / R.
-  """
-
-  vocabulary: int = 256
-  width: int = 64
-  layers: int = 2
-  heads: int = 8
-  kv_heads: int = 2
-  head_width: int = 8
-  hidden: int = 128
-  mlp: str = "swiglu"
-  tied: bool = True
-  rope_base: float = 10_000.0
-  lora_alpha: float = 16.0
 
 
 class Transformer(NamedTuple):
@@ -110,7 +81,7 @@ def transformer(shape: Shape | None = None, *, remat: bool = False):
     UserError: sizes that do not fit each other.
   """
   shape = Shape() if shape is None else shape
-  _check(shape)
+  check(shape)
 
   def packed(params, tokens, attention):
     return _forward(shape, remat, params, tokens, attention)
@@ -154,67 +125,16 @@ def visible(
   return same & earlier & (q_segment > 0)[:, None]
 
 
-def layer_names(params: Params) -> list[str]:
-  """The layers in order: "layer_0", "layer_1", ..."""
-  count = sum(name.startswith("layer_") for name in params)
-  return [f"layer_{i}" for i in range(count)]
-
-
-def _check(shape: Shape) -> None:
-  sizes = shape[:7]
-  if min(sizes) < 1:
-    raise UserError(f"{shape}: give positive sizes")
-  if shape.heads % shape.kv_heads:
-    raise UserError(
-      f"{shape.heads} heads over {shape.kv_heads} key-value heads: give a "
-      "kv_heads that divides heads"
-    )
-  if shape.head_width % 2:
-    raise UserError(
-      f"head_width {shape.head_width}: rotary positions turn pairs of "
-      "channels, give an even one"
-    )
-  if shape.mlp not in _MLPS:
-    raise unknown("mlp", shape.mlp, _MLPS)
-
-
 def _init(shape: Shape, key: Key) -> Params:
-  width, inner = shape.width, shape.heads * shape.head_width
-  outer = shape.kv_heads * shape.head_width
-  # 2 L branches add up: each starts smaller so that the sum stays of size 1
-  small = (2 * shape.layers) ** -0.5
-  dense = {
-    "q": (width, inner, 1.0),
-    "k": (width, outer, 1.0),
-    "v": (width, outer, 1.0),
-    "o": (inner, width, small),
-    "gate": (width, shape.hidden, 1.0),
-    "up": (width, shape.hidden, 1.0),
-    "down": (shape.hidden, width, small),
-  }
-  if shape.mlp == "gelu":
-    del dense["gate"]
-  sizes = [i * o for i, o, _ in dense.values()] * shape.layers
-  table = shape.vocabulary * width
-  # one draw for all: a generator a leaf takes seconds to compile
-  drawn = jax.random.normal(key, sum(sizes) + table * (2 - shape.tied))
-  cuts = np.cumsum([table, *sizes])
-  embed, *kernels, head = jnp.split(drawn, cuts)
+  table = shape.vocabulary * shape.width
+  layers, tables = init_layers(shape, key, [table] * (2 - shape.tied))
   # rows of norm 1, so that tied logits start at size 1 as well
-  embed = embed.reshape(-1, width) * width**-0.5
-  params = {"embed": {"embedding": embed}}
-  for layer in range(shape.layers):
-    params[f"layer_{layer}"] = {
-      **{
-        name: {"kernel": kernels.pop(0).reshape(i, o) * (scale * i**-0.5)}
-        for name, (i, o, scale) in dense.items()
-      },
-      "attention_norm": {"scale": jnp.ones(width)},
-      "mlp_norm": {"scale": jnp.ones(width)},
-    }
-  params["final_norm"] = {"scale": jnp.ones(width)}
-  if not shape.tied:
-    params["head"] = {"kernel": head.reshape(width, -1) * width**-0.5}
+  first, *head = (
+    t.reshape(-1, shape.width) * shape.width**-0.5 for t in tables
+  )
+  params = {"embed": {"embedding": first}, **layers}
+  if head:
+    params["head"] = {"kernel": head[0].T}
   return params
 
 
@@ -222,48 +142,14 @@ def _forward(shape, remat, params, tokens, attention):
   x = params["embed"]["embedding"][tokens.token]  # [T, H]
   turn = _rotations(shape, tokens.position)
 
-  def body(x, layer):
-    return _layer(shape, layer, x, turn, tokens, attention), None
+  def attend(q, k, v):
+    q, k = _rotate(q, turn), _rotate(k, turn)
+    return attention(q, k, v, tokens.segment, tokens.position)
 
-  # One body for all layers, compiled once: an attention that switches between
-  # sequence-parallel degrees is most of the program.
-  layers = [params[name] for name in layer_names(params)]
-  stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
-  x, _ = jax.lax.scan(jax.checkpoint(body) if remat else body, x, stacked)
-  x = _norm(params["final_norm"], x)
+  x = run_layers(shape, params, x, attend, remat=remat)
   if shape.tied:
     return x @ params["embed"]["embedding"].T
-  return _dense(shape, params["head"], x)
-
-
-def _layer(shape, layer, x, turn, tokens, attention):
-  tall = x.shape[0], -1, shape.head_width
-  h = _norm(layer["attention_norm"], x)
-  q, k, v = (_dense(shape, layer[n], h).reshape(tall) for n in ("q", "k", "v"))
-  q, k = _rotate(q, turn), _rotate(k, turn)
-  h = attention(q, k, v, tokens.segment, tokens.position)
-  x = x + _dense(shape, layer["o"], h.reshape(x.shape[0], -1))
-  h = _norm(layer["mlp_norm"], x)
-  up = _dense(shape, layer["up"], h)
-  if shape.mlp == "gelu":
-    up = jax.nn.gelu(up)
-  else:
-    up = jax.nn.silu(_dense(shape, layer["gate"], h)) * up
-  return x + _dense(shape, layer["down"], up)
-
-
-def _dense(shape, layer, x):
-  y = x @ layer["kernel"]
-  if "lora_a" in layer:
-    scale = jnp.asarray(shape.lora_alpha / layer["lora_a"].shape[1], y.dtype)
-    y = y + (x @ layer["lora_a"]) @ layer["lora_b"] * scale
-  return y
-
-
-def _norm(layer, x):
-  size = jnp.square(x).mean(-1, keepdims=True)
-  x = x * jax.lax.rsqrt(size + jnp.asarray(1e-6, x.dtype))
-  return x * layer["scale"][None]
+  return dense(params["head"], x)
 
 
 def _rotations(shape, position):

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from fedjax_het.core.errors import UserError
-from fedjax_het.models.lora import add_lora, join_lora, split_lora
 from fedjax_het.models.transformer import (
   Shape,
   Tokens,
@@ -168,36 +167,6 @@ def test_parameters(shape, count):
   assert 0.3 < np.std(logits) < 3
 
 
-def test_an_adapter_adds_its_product_to_the_kernel():
-  params = parameters(SWIGLU)
-  model, row = transformer(SWIGLU), packed_row()
-  packed = jax.jit(lambda *a: model.packed(*a, dense_attention))
-  targets = "q", "v", "down"
-  fresh = add_lora(jax.random.key(5), params, 3, targets)
-  np.testing.assert_array_equal(packed(fresh, row), packed(params, row))
-  base, adapters = split_lora(fresh)
-  assert jax.tree.structure(base) == jax.tree.structure(params)
-  assert len(jax.tree.leaves(adapters)) == 2 * 2 * len(targets)
-  a = adapters["layer_0"]["q"]["lora_a"]
-  assert a.shape == (12, 3) and not np.array_equal(
-    a, adapters["layer_1"]["q"]["lora_a"]
-  )
-  rng = np.random.default_rng(2)
-  adapters = jax.tree.map(
-    lambda leaf: jnp.asarray(rng.normal(0, 0.1, leaf.shape), jnp.float32),
-    adapters,
-  )
-  merged = jax.tree.map(lambda leaf: leaf, params)
-  for layer, changed in adapters.items():
-    for name, adapter in changed.items():
-      update = adapter["lora_a"] @ adapter["lora_b"] * (16 / 3)
-      merged[layer][name] = {"kernel": params[layer][name]["kernel"] + update}
-  got = packed(join_lora(base, adapters), row)
-  want = packed(merged, row)
-  assert np.abs(want - packed(params, row)).max() > 0.1
-  np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.parametrize(
   ("changed", "message"),
   [
@@ -212,11 +181,7 @@ def test_mistakes(changed, message):
     transformer(SWIGLU._replace(**changed))
 
 
-def test_mistakes_with_adapters_and_rows():
+def test_mistakes_with_rows():
   params = parameters(SWIGLU)
-  with pytest.raises(UserError, match="did you mean 'gate'"):
-    add_lora(jax.random.key(0), params, 2, ("gat",))
-  with pytest.raises(UserError, match="rank of 0"):
-    add_lora(jax.random.key(0), params, 0)
   with pytest.raises(UserError, match=r"x \[B, T\], got \[5\]"):
     transformer(SWIGLU).apply(params, jnp.zeros(5, jnp.int32))
