@@ -87,7 +87,7 @@ _CANDIDATES = flags.DEFINE_integer(
 )
 
 RIVALS = (SNIP, SYNFLOW, PRUNEFL, FEDDST)
-_RATES = (0.05, 0.15, 0.4)
+_RATES = (0.02, 0.06, 0.2)
 _STOP = 0.6  # of the rounds, from which masks stay
 
 
