@@ -73,8 +73,12 @@ def make_evaluate(
 
   def evaluate(state, data):
     params = algorithm.global_params(state.server)
-    correct, loss = _heldout(
-      model, params, data.heldout, 32 * batch_size, measure or classification
+    correct, loss = heldout(
+      model,
+      params,
+      data.heldout,
+      batch_size=32 * batch_size,
+      measure=measure or classification,
     )
     more = {}
     if judge is not None:
@@ -181,14 +185,15 @@ def summarise(accuracy: Array) -> dict[str, Array]:
   }
 
 
-def _heldout(
+def heldout(
   model: Model,
   params: Params,
   data: Examples,
-  batch_size: int,
-  measure: Measure,
+  *,
+  batch_size: int = 1024,
+  measure: Measure = classification,
 ) -> tuple[Array, Array]:
-  """Mean score and mean loss on `data`, a batch at a time."""
+  """Mean score f32[] and mean loss f32[] on `data`, a batch at a time."""
   size = data.y.shape[0]
   batches = -(-size // min(batch_size, size))
   width = -(-size // batches)

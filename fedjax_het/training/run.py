@@ -63,6 +63,7 @@ def train(
   best_metric: str | None = None,
   name: str = "train",
   summarise: Callable[[Any], Mapping[str, Any]] = metrics.summarise_cohort,
+  jit: bool = True,
 ) -> RunResult:
   """Runs `num_blocks` blocks and keeps their results in `workdir`.
 
@@ -93,6 +94,7 @@ def train(
     name: shown in the progress.
     summarise: what is logged of history["rounds"]: on the host, tree
       [(S,) R, ...] -> dict of arrays [(S,) R, ...].
+    jit: False for a block that runs on the host and jits its own parts.
 
   Returns:
     A `RunResult`; of a finished run, at once.
@@ -141,7 +143,7 @@ def train(
       )
     )
     stop = stack.enter_context(GracefulStop(view.message))
-    step = jax.jit(block, donate_argnums=0)
+    step = jax.jit(block, donate_argnums=0) if jit else block
     data_of = data if callable(data) else lambda number: data
     while done < total:
       state, history = step(state, data_of(done // rounds_per_block))
