@@ -32,11 +32,11 @@ def _dirichlet_counts(rng, class_sizes, num_clients, alpha, balanced):
       row = share[k] * still_open
       total = row.sum()
       share[k] = row / total if total > 0 else still_open / still_open.sum()
-      held += _deal(share[k : k + 1], class_sizes[k : k + 1])[0]
-  return _deal(share, class_sizes)
+      held += deal(share[k : k + 1], class_sizes[k : k + 1])[0]
+  return deal(share, class_sizes)
 
 
-def _deal(share, class_sizes):
+def deal(share, class_sizes):
   """Cuts each class at the cumulated shares: [K, N], [K] -> i64[K, N]."""
   edge = np.cumsum(share, axis=1)
   edge /= edge[:, -1:]  # exactly 1 from the last client with a share on

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_het.core.errors import UserError, unknown
+from fedjax_het.data._cross_silo import class_shares, dual_dirichlet
 from fedjax_het.data._dirichlet import dirichlet, inner_dirichlet
 from fedjax_het.data._few_classes import pathological, shard
 from fedjax_het.data._owners import check_labels
@@ -32,7 +33,9 @@ from fedjax_het.data._size_skew import (
 __all__ = [
   "PARTITIONERS",
   "Partitioner",
+  "class_shares",
   "dirichlet",
+  "dual_dirichlet",
   "exponential",
   "grouped_natural_id",
   "iid",
@@ -89,6 +92,10 @@ PARTITIONERS: dict[str, Partitioner] = {
   "inner_dirichlet": Partitioner(
     _inner_dirichlet, {"alpha": float, "size": int}, True
   ),
+  "dual_dirichlet": Partitioner(
+    dual_dirichlet, {"alpha": float, "size_alpha": float, "min_size": int}
+  ),
+  "class_shares": Partitioner(class_shares, {"low": int, "high": int}),
   "pathological": Partitioner(
     pathological,
     {"num_classes_per_client": int, "class_assignment_mode": str},

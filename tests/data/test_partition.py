@@ -21,6 +21,8 @@ USES_ALL = [
   "dirichlet:0.5,min_size=1",
   "dirichlet:0.1,min_size=1,balanced=true",
   "inner_dirichlet:0.2",
+  "dual_dirichlet:2,min_size=1",
+  "class_shares:low=2,high=3",
   "pathological:2,class_assignment_mode=deterministic",
   "pathological:2,class_assignment_mode=first-deterministic",
   "shard:2",
