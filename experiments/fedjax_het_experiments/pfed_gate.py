@@ -32,10 +32,17 @@ import numpy as np
 import optax
 
 from fedjax_het import models
-from fedjax_het.algorithms import gate_judge, gating, hetero_fl, pfed_gate
+from fedjax_het.algorithms import (
+  fed_mask,
+  gate_judge,
+  gating,
+  hetero_fl,
+  pfed_gate,
+)
 from fedjax_het.core import rounds
 from fedjax_het.core.types import Array, Rows
 from fedjax_het.data import sources
+from fedjax_het.masks import tree
 from fedjax_het.training import run
 from fedjax_het.training.arms import Arm
 from fedjax_het.training.checkpoint import Checkpointer
@@ -60,10 +67,12 @@ _SHELF = {
   "Ditto": "ditto",
   "FedRep": "fed_rep",
 }
-HETERO_FL = "HeteroFL"
+HETERO_FL, FED_MASK = "HeteroFL", "FedMask"
 _WIDTHS = (1.0, 0.5, 0.25)  # rates of HeteroFL's clients, in turn
 # Gates start at about 1/2 for every tensor, so theta takes larger rates.
 _RATES = tuple((r, g) for r in (0.3, 1.0, 2.0) for g in (0.1, 1.0))
+# Scores of masks start at 1, and a round has few steps to reach a threshold.
+_MASK_RATES = tuple((r, t) for r in (0.07, 0.1, 0.14) for t in (0.5, 0.6))
 DENSITIES = (1.0, 0.5, 0.3)
 TOGETHER = (1, 128)
 
@@ -88,7 +97,7 @@ class _Run(NamedTuple):
 def methods(
   input_shape: tuple[int, ...], problem: _shelf.Problem
 ) -> list[Method]:
-  """Six baselines, three densities, and the plain mean, six trials each."""
+  """Seven baselines, three densities and the plain mean, six trials each."""
   names = list(_SHELF.values())
   shelf = zip(_SHELF, _shelf.methods(names, problem), strict=True)
   found = [method._replace(name=name) for name, method in shelf]
@@ -107,7 +116,24 @@ def methods(
     Method(name, _gated(input_shape, problem, *of), _RATES)
     for name, of in GATED.items()
   ]
+  found.append(Method(FED_MASK, _masked(problem), _MASK_RATES))
   return [method._replace(judged_by="client_mean") for method in found]
+
+
+def _masked(problem):
+  """Half of the units below the logits (the last layer); rate and threshold."""
+  shapes = jax.eval_shape(problem.model.init, jax.random.key(0))
+  last = list(tree.layer_shapes(shapes))[-1]
+  return lambda both: fed_mask(
+    problem.model,
+    optimizer=optax.adam(both[0]),
+    num_clients=problem.num_clients,
+    batch_size=problem.batch_size,
+    epochs=problem.epochs,
+    threshold=both[1],
+    structured=True,
+    whole=(last,),
+  )
 
 
 def _gated(input_shape, problem, density, counted):
@@ -298,6 +324,8 @@ def main(argv: list[str]) -> None:
       "parameters used in a batch, and those used in at least one batch of a "
       "round, which travel up.",
       f"HeteroFL's clients have rates {', '.join(map(str, _WIDTHS))} in turn. "
+      "FedMask trains no weights: each client masks its own half of the units "
+      "of a random network, one bit a weight. "
       "Trials, the best of six for every arm by the clients' own test splits "
       f"on {_flags.TUNE_SEEDS.value} tuning seeds (0: the fourth; rate, or "
       "rate and knob): "

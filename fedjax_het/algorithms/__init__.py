@@ -13,6 +13,7 @@ from fedjax_het.algorithms._fed_avg import fed_avg
 from fedjax_het.algorithms._fed_bn import fed_bn, is_norm
 from fedjax_het.algorithms._fed_dst import fed_dst
 from fedjax_het.algorithms._fed_dyn import fed_dyn
+from fedjax_het.algorithms._fed_mask import MASK_DOWNLINKS, fed_mask
 from fedjax_het.algorithms._fed_nova import fed_nova
 from fedjax_het.algorithms._fed_per import fed_per
 from fedjax_het.algorithms._fed_pm import fed_pm
@@ -42,6 +43,7 @@ from fedjax_het.algorithms._split_mix import split_mix
 
 __all__ = [
   "DOWNLINKS",
+  "MASK_DOWNLINKS",
   "REGISTRY",
   "Entry",
   "apfl",
@@ -53,6 +55,7 @@ __all__ = [
   "fed_bn",
   "fed_dst",
   "fed_dyn",
+  "fed_mask",
   "fed_nova",
   "fed_per",
   "fed_pm",

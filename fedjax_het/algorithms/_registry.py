@@ -8,6 +8,7 @@ from fedjax_het.algorithms._entries import Entry, Federation
 from fedjax_het.algorithms._global_entries import GLOBAL
 from fedjax_het.algorithms._mask_entries import MASKS
 from fedjax_het.algorithms._personal_entries import PERSONAL
+from fedjax_het.algorithms._personal_mask_entries import PERSONAL_MASKS
 from fedjax_het.algorithms._pruning_entries import PRUNING
 from fedjax_het.algorithms._submodel_entries import SUBMODELS
 from fedjax_het.core.errors import unknown
@@ -17,6 +18,7 @@ REGISTRY: dict[str, Entry] = {
   **GLOBAL,
   **PERSONAL,
   **MASKS,
+  **PERSONAL_MASKS,
   **PRUNING,
   **SUBMODELS,
 }

@@ -11,7 +11,7 @@ from fedjax_het.training.arms import Arm
 from fedjax_het_experiments import _shelf
 from fedjax_het_experiments import pfed_gate as binary
 
-NAMES = (*binary._SHELF, binary.HETERO_FL, *binary.GATED)
+NAMES = (*binary._SHELF, binary.HETERO_FL, *binary.GATED, binary.FED_MASK)
 
 
 def _verdicts(final):
