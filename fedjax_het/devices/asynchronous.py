@@ -149,16 +149,26 @@ def train_wave(
   Returns:
     (state, what each update reports, [n]: the method's metrics, and "ok").
   """
-  run = functools.partial(_run_device, algorithm, chunk)
-  if mesh is not None:
-    run = jax.shard_map(
-      run,
-      mesh=mesh,
-      in_specs=(Spec(), Spec(), Spec(), Spec(AXIS)),
-      out_specs=Spec(AXIS),
-      check_vma=False,  # the loop's carries start equal and differ after it
+  run = functools.partial(_train, algorithm, chunk, state.starts)
+  if mesh is None:
+    changes, reports = run(state.key, data, batch, batch.slot, state.changes)
+    return state._replace(changes=changes), reports
+
+  def device(starts, key, data, batch):
+    size = batch.task.shape[0]
+    empty = jax.tree.map(
+      lambda leaf: jnp.zeros((size, *leaf.shape[1:]), leaf.dtype), starts
     )
-  changes, reports = run(state.starts, state.key, data, batch)
+    places = jnp.arange(size)
+    return _train(algorithm, chunk, starts, key, data, batch, places, empty)
+
+  changes, reports = jax.shard_map(
+    device,
+    mesh=mesh,
+    in_specs=(Spec(), Spec(), Spec(), Spec(AXIS)),
+    out_specs=Spec(AXIS),
+    check_vma=False,  # the loop's carries start equal and differ after it
+  )(state.starts, state.key, data, batch)
   changes = jax.tree.map(
     lambda old, new: old.at[batch.slot].set(new, mode="drop"),
     state.changes,
@@ -197,8 +207,8 @@ def _product(coefficients: Array, rows: Array) -> Array:
   )
 
 
-def _run_device(algorithm, chunk, starts, key, data, batch):
-  """One device's part of a wave, a chunk at a time, as many as are real."""
+def _train(algorithm, chunk, starts, key, data, batch, place, changes):
+  """A chunk at a time, as many as are real; changes go to `place` i32[n]."""
 
   def one(task, client, steps, slot):
     start = jax.tree.map(lambda leaf: leaf[slot], starts)
@@ -215,30 +225,44 @@ def _run_device(algorithm, chunk, starts, key, data, batch):
     return jax.tree.map(keep, upload.message), reports
 
   columns = batch[:4]
-  first = [column[0] for column in columns]
   size = batch.task.shape[0]
-  out = jax.tree.map(
+  reports = jax.tree.map(
     lambda leaf: jnp.zeros((size, *leaf.shape), leaf.dtype),
-    jax.eval_shape(one, *first),
+    jax.eval_shape(one, *(column[0] for column in columns))[1],
   )
 
-  def step(number, out):
+  def step(number, carry):
     begin = number * chunk
     part = [
-      jax.lax.dynamic_slice_in_dim(column, begin, chunk) for column in columns
+      jax.lax.dynamic_slice_in_dim(column, begin, chunk)
+      for column in (*columns, place)
     ]
-    if chunk == 1:
-      done = one(*(column[0] for column in part))
-      done = jax.tree.map(lambda leaf: leaf[None], done)
-    else:
-      done = jax.vmap(one)(*part)
+    if chunk == 1:  # written in place; padding is never reached
+      done = one(*(column[0] for column in part[:4]))
+      return jax.tree.map(
+        lambda old, new, at: jax.lax.dynamic_update_index_in_dim(
+          old, new, at, 0
+        ),
+        carry,
+        done,
+        _each(carry, part[4][0], begin),
+      )
+    done = jax.vmap(one)(*part[:4])
     return jax.tree.map(
-      lambda all_, new: jax.lax.dynamic_update_slice_in_dim(
-        all_, new, begin, 0
-      ),
-      out,
+      lambda old, new, at: old.at[at].set(new, mode="drop"),
+      carry,
       done,
+      _each(carry, part[4], begin + jnp.arange(chunk)),
     )
 
   chunks = (batch.count[0] + (chunk - 1)) // chunk
-  return jax.lax.fori_loop(0, chunks, step, out)
+  return jax.lax.fori_loop(0, chunks, step, (changes, reports))
+
+
+def _each(carry, place, row):
+  """Where a chunk's changes and its reports go, for every leaf."""
+  changes, reports = carry
+  return (
+    jax.tree.map(lambda _: place, changes),
+    jax.tree.map(lambda _: row, reports),
+  )

@@ -193,6 +193,7 @@ class Simulation:
     self._version = self._sent = 0
     self._arrived: set[int] = set()  # neither merged nor dropped yet
     self._fates: collections.Counter = collections.Counter()
+    self.seconds = 0.0  # virtual time of the latest event
 
   @property
   def books(self) -> Books:
@@ -206,8 +207,8 @@ class Simulation:
     scheduler, left = self._scheduler, self._arrivals
     for number, at in enumerate(self._stops):
       self._push(at, _STOP, Stop(number, at))
-    seconds = 0.0
-    yield from self._do(0.0, scheduler.start())
+    seconds = self.seconds
+    yield from self._do(seconds, scheduler.start())
     while self._heap or self._outbox:
       if not self._heap or self._heap[0][0] > seconds:
         # all that arrived at one instant is merged before anything is sent
@@ -215,6 +216,7 @@ class Simulation:
         for send in outbox:
           yield self._send(seconds, send)
       seconds, kind, _, what = heapq.heappop(self._heap)
+      self.seconds = seconds
       now = Now(seconds, self._version)
       if kind == _STOP:
         yield what

@@ -8,6 +8,7 @@ running, and the end is the same bit for bit.
 
 import contextlib
 import fcntl
+import math
 import os
 import pathlib
 import shutil
@@ -64,6 +65,7 @@ def train(
   name: str = "train",
   summarise: Callable[[Any], Mapping[str, Any]] = metrics.summarise_cohort,
   jit: bool = True,
+  save_seconds: float = 0.0,
 ) -> RunResult:
   """Runs `num_blocks` blocks and keeps their results in `workdir`.
 
@@ -95,6 +97,9 @@ def train(
     summarise: what is logged of history["rounds"]: on the host, tree
       [(S,) R, ...] -> dict of arrays [(S,) R, ...].
     jit: False for a block that runs on the host and jits its own parts.
+    save_seconds: between two checkpoints at least, for blocks that take less
+      time than a checkpoint does; the last block and one that a signal stops
+      are always saved.  What a kill loses is trained again.
 
   Returns:
     A `RunResult`; of a finished run, at once.
@@ -145,6 +150,7 @@ def train(
     stop = stack.enter_context(GracefulStop(view.message))
     step = jax.jit(block, donate_argnums=0) if jit else block
     data_of = data if callable(data) else lambda number: data
+    saved = -math.inf
     while done < total:
       state, history = step(state, data_of(done // rounds_per_block))
       history = jax.device_get(history)
@@ -157,16 +163,19 @@ def train(
       )
       done += rounds_per_block
       writer.write(records)
-      checkpoints.save(done, state, _best(records, best_metric))
+      stopped, now = stop.signum, time.monotonic()
+      if stopped or done == total or now - saved >= save_seconds:
+        saved = now
+        checkpoints.save(done, state, _best(records, best_metric))
       if warning := dropped_warning(records):
         view.message(warning)
       view.update(done, records)
-      if stop.signum is not None:
+      if stopped:
         view.message(
           f"stopped and saved after round {done} of {total}: the same command "
           f"with --resume goes on ({workdir})"
         )
-        raise Interrupted(stop.signum)
+        raise Interrupted(stopped)
   return _result(workdir, state, started)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fedjax_het.core import evaluate, wire
+from fedjax_het.core import mesh as meshes
 from fedjax_het.core.errors import UserError
 from fedjax_het.core.types import Algorithm, FederatedData, Key, Model, PyTree
 from fedjax_het.devices import asynchronous, waves
@@ -24,7 +25,7 @@ from fedjax_het.devices.waves import Merges, Wave
 from fedjax_het.training import run
 from fedjax_het.training.metrics import read_jsonl
 
-_SMALLEST = 8  # what is padded has this size, or 4, 16, ... times as much
+_SMALLEST = 8  # what is padded has this size, or 2, 4, ... times as much
 
 
 class Programs(NamedTuple):
@@ -36,7 +37,8 @@ class Programs(NamedTuple):
   wave: (hyper-parameters, state, data, Batch) -> (state, reports).
   merge: (state, Linear) -> state.
   judge: (state, data) -> dict of figures.
-  chunk: updates vmapped together;  devices: D.
+  chunk: updates vmapped together.
+  mesh: devices that a wave is spread over, or None.
   """
 
   check: Callable[[PyTree, FederatedData], None]
@@ -45,7 +47,11 @@ class Programs(NamedTuple):
   merge: Callable[[AsyncState, Linear], AsyncState]
   judge: Callable[[AsyncState, FederatedData], dict]
   chunk: int
-  devices: int
+  mesh: Mesh | None
+
+  @property
+  def devices(self) -> int:
+    return 1 if self.mesh is None else self.mesh.size
 
 
 def compile_async(
@@ -92,7 +98,7 @@ def compile_async(
     jax.jit(asynchronous.merge, donate_argnums=0),
     jax.jit(look),
     chunk,
-    1 if mesh is None else mesh.size,
+    mesh,
   )
 
 
@@ -144,6 +150,9 @@ def train(
     dry = Simulation(make_scheduler(), duration, stops=stops)
     slots = waves.slots_needed(waves.plan(dry, scheduler))
   state = programs.init(hyper, key, scheduler.models, slots)
+  if programs.mesh is not None:  # once, and not again for every wave
+    state = meshes.replicate(state, programs.mesh)
+    data = meshes.replicate(data, programs.mesh)
   path = options["workdir"] / run.METRICS
   known = _reported(path) if options.get("resume") and path.exists() else {}
   player = _Player(programs, hyper, scheduler, data, duration, stops, known)
@@ -267,35 +276,39 @@ def batch_of(
 def linear_of(merges: Merges, slots: int) -> Linear:
   """Pads merges to one of few sizes."""
   _check_slots(merges.sent_slots, slots)
-  size = _padded(max(map(max, (part.shape for part in merges))), 1)
+  models = merges.models.shape[1]
+  size = _padded(len(merges.models))
+  starts, changes, sent = (
+    _padded(len(part)) if len(part) else 0
+    for part in (merges.start_slots, merges.change_slots, merges.sent_slots)
+  )
 
   def matrix(values, width):
     out = np.zeros((size, width), np.float32)
     out[: values.shape[0], : values.shape[1]] = values
     return jnp.asarray(out)
 
-  def vector(values, padding, width=size):
+  def vector(values, padding, width):
     out = np.full(width, padding, np.int32)
     out[: len(values)] = values
     return jnp.asarray(out)
 
-  used = size if len(merges.start_slots) else 0  # most rules use no start
   return Linear(
-    matrix(merges.models, merges.models.shape[1]),
-    matrix(merges.starts, used),
-    matrix(merges.changes, size),
-    vector(merges.start_slots, 0, used),
-    vector(merges.change_slots, 0),
-    vector(merges.sent, 0),
-    vector(merges.sent_slots, slots),
+    matrix(merges.models, models),
+    matrix(merges.starts, starts),
+    matrix(merges.changes, changes),
+    vector(merges.start_slots, 0, starts),
+    vector(merges.change_slots, 0, changes),
+    vector(merges.sent, 0, sent),
+    vector(merges.sent_slots, slots, sent),
   )
 
 
-def _padded(size: int, chunk: int) -> int:
-  """The next of a few sizes, a multiple of `chunk`."""
-  padded = max(_SMALLEST, chunk)
+def _padded(size: int, multiple: int = 1) -> int:
+  """The next of a few sizes, a multiple of `multiple`."""
+  padded = max(_SMALLEST, multiple)
   while padded < size:
-    padded *= 4
+    padded *= 2
   return padded
 
 

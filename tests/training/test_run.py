@@ -213,6 +213,41 @@ def test_data_that_change_from_block_to_block(tmp_path):
   ).read_bytes()
 
 
+def test_checkpoints_that_are_far_apart_lose_only_time(tmp_path):
+  dies, traced = True, []
+
+  def slot(number):
+    if dies and number == 4:
+      raise OSError("killed")
+    traced.append(number)
+    return jnp.arange(5.0)
+
+  def go(folder, **options):
+    state = jax.tree.map(lambda leaf: leaf[0], TOY["make_state"]())
+    return run.train(
+      TOY["block"],
+      state,
+      slot,
+      rounds_per_block=TOY["ROUNDS"],
+      num_blocks=TOY["BLOCKS"],
+      workdir=tmp_path / folder,
+      config={},
+      summarise=dict,
+      progress="quiet",
+      **options,
+    )
+
+  with pytest.raises(OSError, match="killed"):
+    go("cut", save_seconds=1e9)
+  dies = False
+  traced.clear()
+  rest = go("cut", save_seconds=1e9, resume=True)
+  assert traced == [1, 2, 3, 4, 5]  # only the first block had been saved
+  whole = go("whole")
+  assert TOY["state_bytes"](rest.state) == TOY["state_bytes"](whole.state)
+  assert rest.records == whole.records
+
+
 def test_a_finished_run_returns_what_is_stored(tmp_path):
   first = TOY["train"](tmp_path)
   before = {p: p.stat().st_mtime_ns for p in tmp_path.glob("checkpoints/*")}

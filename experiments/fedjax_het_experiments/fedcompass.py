@@ -1,0 +1,384 @@
+"""FedCompass: is giving each client its number of steps faster than waiting?
+
+Claims of arXiv:2309.14675: the time to a target accuracy falls against FedAvg
+when speeds differ, and accuracy is at least that of asynchronous methods.  Here
+FedAvg, FedAvgM, FedProx, FedNova, FedAsync, FedBuff, FedAT and FedCompass run
+for the same virtual time on fleets of equal, normal and exponential speeds.
+Every arm has six trials (client rate x its own knob: the server's rate,
+momentum, mu, tiers) on tuning seeds, then fresh seeds in pairs.
+
+Declared beforehand: time to target <= 0.7 x FedAvg under exponential speeds,
+about 1 x (a null) under equal ones.  FedNova gives each client the steps that
+it does in the time of the median one, within [min_steps, max_steps].
+
+Command:
+  fedjax-het fedcompass --flagfile=fedcompass.fashion_mnist
+Minutes: see experiments/README.md (measured).
+Expected: PASS under exponential speeds, NULL under equal ones.
+"""
+
+import pathlib
+import time
+from collections.abc import Sequence
+
+import numpy as np
+from absl import flags
+
+from fedjax_het import models
+from fedjax_het.core.errors import UserError
+from fedjax_het.data import sources
+from fedjax_het.devices import staleness
+from fedjax_het.devices.schedules import (
+  FedAsync,
+  FedAT,
+  FedBuff,
+  FedCompass,
+  Synchronous,
+)
+from fedjax_het.training.arms import Arm
+from fedjax_het.training.report import markdown_table, write_report
+from fedjax_het.training.stats import (
+  Interval,
+  Verdict,
+  first_reach,
+  judge,
+  mean_interval,
+  paired_interval,
+)
+from fedjax_het_experiments import _flags
+from fedjax_het_experiments._async_runs import (
+  Contender,
+  Problem,
+  Work,
+  compare,
+  compiled,
+  figures,
+  problems,
+  widest,
+)
+from fedjax_het_experiments._comparison import TUNE_SEEDS
+from fedjax_het_experiments._gantt import save_gantt
+from fedjax_het_experiments._setting import Setting
+
+_FLEETS = flags.DEFINE_list(
+  "fedcompass_fleets",
+  ["constant", "normal", "exponential"],
+  "Spreads of the devices' speeds, one report each.",
+)
+_TARGET = flags.DEFINE_float(
+  "fedcompass_target",
+  0.75,
+  "Accuracy whose time is compared.",
+  lower_bound=0.0,
+  upper_bound=1.0,
+)
+_MIN_STEPS = flags.DEFINE_integer(
+  "fedcompass_min_steps", 10, "Q_min, fewest local steps.", lower_bound=1
+)
+_MAX_STEPS = flags.DEFINE_integer(
+  "fedcompass_max_steps",
+  50,
+  "Q_max, most local steps; the others' number of steps.",
+  lower_bound=1,
+)
+_SLACK = flags.DEFINE_float(
+  "fedcompass_slack", 1.2, "lambda of the latest times.", lower_bound=1.0
+)
+_STALENESS = flags.DEFINE_string(
+  "fedcompass_staleness",
+  "polynomial:0.5",
+  "s(tau) of FedAsync, FedBuff and FedCompass: constant, polynomial:POWER"
+  " (-0.5 is FedCompass's released code), hinge:SLOPE/FREE.",
+)
+_RATES = flags.DEFINE_multi_float(
+  "fedcompass_rate", [0.03, 0.1], "Learning rates of the clients to try."
+)
+
+FEDAVG, COMPASS = "FedAvg", "FedCompass"
+ASYNCHRONOUS = ("FedAsync", "FedBuff", "FedAT")
+
+
+def contenders() -> list[Contender]:
+  """All methods, three knobs each."""
+  low, high = _MIN_STEPS.value, _MAX_STEPS.value
+  late = staleness.parse(_STALENESS.value)
+
+  def rounds(problem, **options):
+    return Synchronous(
+      problem.weights, steps=high, seed=problem.seed, **options
+    )
+
+  def nova(problem, knob):
+    # as many steps as fit into the median client's time
+    each = np.median(problem.speeds) / problem.speeds * high
+    steps = np.clip(np.floor(each), low, high).astype(int)
+    return Synchronous(problem.weights, steps=steps, rate=knob, normalise=True)
+
+  def asynchronous(factory, **options):
+    return lambda problem, knob: factory(
+      problem.weights,
+      steps=high,
+      rate=knob,
+      staleness=late,
+      seed=problem.seed,
+      **options,
+    )
+
+  def tiers(problem, knob):
+    count = min(int(knob), len(problem.weights))
+    return FedAT(problem.weights, problem.speeds, tiers=count, steps=high)
+
+  def compass(problem, knob):
+    return FedCompass(
+      problem.weights,
+      min_steps=low,
+      max_steps=high,
+      slack=_SLACK.value,
+      rate=knob,
+      staleness=late,
+    )
+
+  return [
+    Contender(FEDAVG, lambda p, knob: rounds(p, rate=knob), (0.7, 1.0, 1.4)),
+    Contender(
+      "FedAvgM", lambda p, knob: rounds(p, momentum=knob), (0.3, 0.6, 0.9)
+    ),
+    Contender("FedProx", lambda p, _: rounds(p), (0.01, 0.1, 1.0), True),
+    Contender("FedNova", nova, (0.7, 1.0, 1.4)),
+    Contender("FedAsync", asynchronous(FedAsync), (0.3, 0.6, 0.9)),
+    Contender("FedBuff", asynchronous(FedBuff, buffer_size=3), (0.5, 1.0, 2.0)),
+    Contender("FedAT", tiers, (2, 3, 5)),
+    Contender(COMPASS, compass, (0.9, 2.7, 8.0)),
+  ]
+
+
+def ratios(arms: Sequence[Arm], target: float) -> dict[str, np.ndarray]:
+  """Time to the target over FedAvg's, f64[S] a method.
+
+  Who never reaches it counts with the whole time.
+  """
+  ends = {arm.name: arm.seconds[:, -1] for arm in arms}
+  spent = {
+    arm.name: np.minimum(
+      first_reach(arm.seconds, arm.accuracy, target), ends[arm.name]
+    )
+    for arm in arms
+  }
+  return {name: each / spent[FEDAVG] for name, each in spent.items()}
+
+
+def geometric(ratio: np.ndarray) -> Interval:
+  """Geometric mean and its Student interval."""
+  log = mean_interval(np.log(ratio))
+  return log._replace(
+    mean=float(np.exp(log.mean)),
+    low=float(np.exp(log.low)),
+    high=float(np.exp(log.high)),
+  )
+
+
+def verdicts(fleet: str, arms: Sequence[Arm], target: float) -> list[Verdict]:
+  """What one fleet says."""
+  by_name = {arm.name: arm for arm in arms}
+  ratio = ratios(arms, target)[COMPASS]
+  interval = geometric(ratio)
+  log = mean_interval(np.log(ratio))
+  percent = f"{100 * target:g} %"
+  if fleet.startswith("constant"):
+    criterion = "ratio in [1 / 1.25, 1.25]: NULL, as expected"
+    outcome = judge(log, null_within=float(np.log(1.25)))
+  else:
+    criterion = "ratio <= 0.7"
+    outcome = judge(log, at_most=float(np.log(0.7)))
+  rows = [
+    Verdict(
+      f"time to {percent} against FedAvg, {fleet} speeds",
+      criterion,
+      f"{interval.mean:.2f} x",
+      interval,
+      interval.seeds,
+      outcome,
+    )
+  ]
+  best = max(ASYNCHRONOUS, key=lambda name: by_name[name].final.mean())
+  gap = paired_interval(100 * by_name[COMPASS].final, 100 * by_name[best].final)
+  rows.append(
+    Verdict(
+      f"final accuracy not below the best asynchronous method, {best}",
+      "difference >= -1 point",
+      f"{gap.mean:+.2f} points",
+      gap,
+      gap.seeds,
+      judge(gap, at_least=-1.0),
+    )
+  )
+  return rows
+
+
+def table(
+  arms: Sequence[Arm], target: float, spent: dict[str, dict[str, float]]
+) -> str:
+  """Time to target relative to FedAvg, beside what the schedules do."""
+  rows = []
+  for arm in arms:
+    ratio = geometric(ratios(arms, target)[arm.name])
+    reached = np.isfinite(first_reach(arm.seconds, arm.accuracy, target))
+    of = spent[arm.name]
+    rows.append(
+      [
+        arm.name,
+        f"{ratio.mean:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]",
+        f"{reached.sum()} of {len(reached)}",
+        f"{of['merges']:.0f}",
+        f"{of['updates a merge']:.1f}",
+        f"{of['versions late']:.1f}",
+        f"{100 * of['busy']:.0f}",
+        f"{of['unused']:.0f}",
+      ]
+    )
+  return markdown_table(
+    [
+      "method",
+      "time to target / FedAvg's",
+      "seeds that reached it",
+      "merges",
+      "updates a merge",
+      "versions late",
+      "clients at work (%)",
+      "not merged",
+    ],
+    rows,
+  )
+
+
+def _spent(
+  chosen, trials, dealt: Sequence[Problem]
+) -> dict[str, dict[str, float]]:
+  """Means over seeds of what each schedule does."""
+  found = {}
+  for contender in chosen:
+    each = [figures(contender, p, trials[contender.name][1]) for p in dealt]
+    found[contender.name] = {
+      key: float(np.mean([of[key] for of in each])) for key in each[0]
+    }
+  return found
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  if not _FLEETS.value:
+    raise UserError("--fedcompass_fleets is empty: give at least one")
+  dataset = sources.load(_flags.DATASET.value, _flags.DATA_DIR.value)
+  model = models.build(
+    _flags.MODEL.value, dataset.train_x.shape[1:], dataset.num_classes
+  )
+  setting = _setting(dataset, model)
+  seeds, tune = _flags.SEEDS.value, _flags.TUNE_SEEDS.value
+  trial = [TUNE_SEEDS + i for i in range(tune)]
+  setting = setting._replace(width=widest(setting, [*seeds, *trial]))
+  work = Work(
+    _MAX_STEPS.value,
+    _flags.BATCH_SIZE.value,
+    _flags.ROUNDS.value,
+    _flags.ROUNDS.value * 2,
+    tuple(_RATES.value),
+  )
+  programs, methods = compiled(setting, work), contenders()
+  for fleet in _FLEETS.value:
+    started = time.monotonic()
+    found = compare(
+      setting, methods, fleet, work, programs, seeds=seeds, tune_seeds=tune
+    )
+    dealt = problems(setting, fleet, work, seeds)
+    folder = setting.workdir / fleet.partition(",")[0].replace(":", "_")
+    by_name = {method.name: method for method in methods}
+    drawn = [
+      (by_name[name], found.trials[name][1])
+      for name in (FEDAVG, "FedAT", COMPASS)
+    ]
+    save_gantt(folder / "gantt.png", dealt[0], drawn)
+    spent = _spent(methods, found.trials, dealt)
+    write_report(
+      folder,
+      f"FedCompass on {dataset.name}, {setting.partition}, "
+      f"{setting.num_clients} clients, {fleet} speeds",
+      found.arms,
+      verdicts(fleet, found.arms, _TARGET.value),
+      seconds=time.monotonic() - started,
+      notes=_notes(found, spent, tune),
+      target=_TARGET.value,
+    )
+
+
+def _setting(dataset, model) -> Setting:
+  """What all methods share; everybody trains all the time."""
+  decisive = (
+    _flags.DATASET,
+    _flags.PARTITION,
+    _flags.NUM_CLIENTS,
+    _flags.MODEL,
+    _MIN_STEPS,
+    _SLACK,
+    _STALENESS,
+  )
+  return Setting(
+    dataset=dataset,
+    partition=_flags.PARTITION.value,
+    num_clients=_flags.NUM_CLIENTS.value,
+    model=model,
+    cohort_size=_flags.NUM_CLIENTS.value,
+    rounds=_flags.ROUNDS.value,
+    eval_every=1,
+    workdir=pathlib.Path(_flags.WORKDIR.value),
+    config={flag.name: flag.value for flag in decisive},
+    options={
+      "resume": _flags.RESUME.value,
+      "overwrite": _flags.OVERWRITE.value,
+      "tensorboard": _flags.TENSORBOARD.value,
+    },
+  )
+
+
+def _notes(found, spent, tune_seeds) -> list[str]:
+  target = _TARGET.value
+  return [
+    f"Every run lasts {_flags.ROUNDS.value} rounds of FedAvg with everybody in "
+    "virtual time; `rounds` in the plots are those. Time is simulated: local "
+    "steps, bytes and each device's speed.",
+    f"## Time to {100 * target:g} %\n\n" + table(found.arms, target, spent),
+    "Geometric means over seeds with 95 % intervals; who never reaches the "
+    "target counts with the whole time. `versions late` is the mean staleness "
+    "of merged updates, `not merged` counts updates that were waiting at the "
+    "end: none is ever lost.",
+    "Trials (client rate, own knob), the best of six for every method by the "
+    "mean over time of the clients' accuracy on their own test splits, on "
+    f"{tune_seeds} tuning seeds: "
+    + "; ".join(
+      f"{name}: {rate:g}, {knob:g}"
+      for name, (rate, knob) in found.trials.items()
+    )
+    + ". Knobs: the server's rate (FedAvg, FedNova, FedAsync, FedBuff, "
+    "FedCompass), momentum (FedAvgM), mu (FedProx), tiers (FedAT).",
+    "![Who trained when.](gantt.png)",
+  ]
+
+
+if __name__ == "__main__":
+  _flags.run(
+    main,
+    unused=(
+      "cohort_size",
+      "eval_every",
+      "selection",
+      "deadline",
+      "availability",
+      "fleet",
+      "local_epochs",
+      "feature_skew",
+      "concept_shift",
+    ),
+    partition="dual_dirichlet:0.5",
+    num_clients=10,
+    rounds=20,
+    batch_size=32,
+  )
