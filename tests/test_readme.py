@@ -31,3 +31,10 @@ def test_devices_and_selection(capsys):
   seen = names["history"]["rounds"]
   assert 0 < seen.present.sum() and (seen.seconds <= 60.0).all()
   assert capsys.readouterr().out
+
+
+def test_asynchronous(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  names = run(ROOT / "docs/asynchronous.md")
+  assert names["result"].records[-1]["eval/accuracy"] > 0.6
+  assert names["Picky"](3).start()[2].client == 2

@@ -5,6 +5,7 @@ A resumed run plays the schedule again up to its checkpoint (seconds) without
 training, and goes on bit for bit.
 """
 
+import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -153,7 +154,7 @@ def train(
   if programs.mesh is not None:  # once, and not again for every wave
     state = meshes.replicate(state, programs.mesh)
     data = meshes.replicate(data, programs.mesh)
-  path = options["workdir"] / run.METRICS
+  path = pathlib.Path(options["workdir"], run.METRICS)
   known = _reported(path) if options.get("resume") and path.exists() else {}
   player = _Player(programs, hyper, scheduler, data, duration, stops, known)
   return run.train(
