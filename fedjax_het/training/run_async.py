@@ -132,9 +132,10 @@ def train(
 
   Returns:
     A `RunResult`; records hold at each stop loss (mean of the updates trained
-    since the last one), sent, merged, waiting, up_bytes, down_bytes (since the
-    last one; updates dropped by the scheduler were sent too), dropped and
-    dropped_clients (updates that were not finite), waves, and "eval/...".
+    since the last one, if any were), sent, merged, waiting, up_bytes,
+    down_bytes (since the last one; updates that the scheduler dropped were sent
+    too), dropped and dropped_clients (updates that were not finite), waves, and
+    "eval/...".
 
   Raises:
     UserError: a method that cannot run asynchronously, slots that are missing
@@ -213,11 +214,12 @@ class _Player:
     figures = jax.device_get(self._programs.judge(state, self._data))
     figures["seconds"] = item.at
     rounds = self._books(state) | {
-      "loss": np.mean(losses) if losses else np.nan,
       "waves": count,
       "dropped": len(bad),
       "dropped_clients": _one(bad),
     }
+    if losses:  # nothing may have been trained since the last look
+      rounds["loss"] = np.mean(losses)
     if self._looks:
       rounds |= {"tasks": _one(trained), "task_losses": _one(losses)}
     rounds = {name: np.asarray(value)[None] for name, value in rounds.items()}
