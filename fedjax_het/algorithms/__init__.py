@@ -5,6 +5,7 @@ instance for any model: what the contract tests run and what a notebook can
 start from.
 """
 
+from fedjax_het.algorithms import _stale_corrections as corrections
 from fedjax_het.algorithms._apfl import apfl
 from fedjax_het.algorithms._bn_selection import bn_selection
 from fedjax_het.algorithms._centralised import centralised, pooled
@@ -24,6 +25,7 @@ from fedjax_het.algorithms._fed_tiny import fed_tiny
 from fedjax_het.algorithms._fine_tuned import fine_tuned
 from fedjax_het.algorithms._gate import gating
 from fedjax_het.algorithms._gate_judge import gate_judge
+from fedjax_het.algorithms._gradient_inversion import Search
 from fedjax_het.algorithms._hetero_fl import hetero_fl
 from fedjax_het.algorithms._hide_n_seek import DOWNLINKS, hide_n_seek
 from fedjax_het.algorithms._lg_fed_avg import lg_fed_avg
@@ -40,15 +42,19 @@ from fedjax_het.algorithms._registry import REGISTRY, Entry, example
 from fedjax_het.algorithms._reptile import reptile
 from fedjax_het.algorithms._scaffold import scaffold
 from fedjax_het.algorithms._split_mix import split_mix
+from fedjax_het.algorithms._stale import stale_fed_avg
+from fedjax_het.algorithms._stale_inversion import inverted_fed_avg
 
 __all__ = [
   "DOWNLINKS",
   "MASK_DOWNLINKS",
   "REGISTRY",
   "Entry",
+  "Search",
   "apfl",
   "bn_selection",
   "centralised",
+  "corrections",
   "ditto",
   "example",
   "fed_avg",
@@ -68,6 +74,7 @@ __all__ = [
   "gating",
   "hetero_fl",
   "hide_n_seek",
+  "inverted_fed_avg",
   "is_norm",
   "lg_fed_avg",
   "local_only",
@@ -83,4 +90,5 @@ __all__ = [
   "reptile",
   "scaffold",
   "split_mix",
+  "stale_fed_avg",
 ]
