@@ -7,6 +7,7 @@ start from.
 
 from fedjax_het.algorithms import _stale_corrections as corrections
 from fedjax_het.algorithms._apfl import apfl
+from fedjax_het.algorithms._arm_bandit import ArmSpace
 from fedjax_het.algorithms._bn_selection import bn_selection
 from fedjax_het.algorithms._centralised import centralised, pooled
 from fedjax_het.algorithms._ditto import ditto
@@ -21,6 +22,7 @@ from fedjax_het.algorithms._fed_pm import fed_pm
 from fedjax_het.algorithms._fed_prox import fed_prox
 from fedjax_het.algorithms._fed_rep import fed_rep
 from fedjax_het.algorithms._fed_rolex import fed_rolex
+from fedjax_het.algorithms._fed_spine import fed_spine
 from fedjax_het.algorithms._fed_tiny import fed_tiny
 from fedjax_het.algorithms._fine_tuned import fine_tuned
 from fedjax_het.algorithms._gate import gating
@@ -30,6 +32,7 @@ from fedjax_het.algorithms._hetero_fl import hetero_fl
 from fedjax_het.algorithms._hide_n_seek import DOWNLINKS, hide_n_seek
 from fedjax_het.algorithms._lg_fed_avg import lg_fed_avg
 from fedjax_het.algorithms._local_only import local_only
+from fedjax_het.algorithms._lora_importance import Ramp
 from fedjax_het.algorithms._lottery_fl import lottery_fl
 from fedjax_het.algorithms._masked_fed_avg import masked_fed_avg
 from fedjax_het.algorithms._mime import mime
@@ -41,6 +44,7 @@ from fedjax_het.algorithms._prune_fl import prune_fl
 from fedjax_het.algorithms._registry import REGISTRY, Entry, example
 from fedjax_het.algorithms._reptile import reptile
 from fedjax_het.algorithms._scaffold import scaffold
+from fedjax_het.algorithms._spine_server import Costs
 from fedjax_het.algorithms._split_mix import split_mix
 from fedjax_het.algorithms._stale import stale_fed_avg
 from fedjax_het.algorithms._stale_inversion import inverted_fed_avg
@@ -49,7 +53,10 @@ __all__ = [
   "DOWNLINKS",
   "MASK_DOWNLINKS",
   "REGISTRY",
+  "ArmSpace",
+  "Costs",
   "Entry",
+  "Ramp",
   "Search",
   "apfl",
   "bn_selection",
@@ -68,6 +75,7 @@ __all__ = [
   "fed_prox",
   "fed_rep",
   "fed_rolex",
+  "fed_spine",
   "fed_tiny",
   "fine_tuned",
   "gate_judge",

@@ -10,6 +10,7 @@ from fedjax_het.algorithms._mask_entries import MASKS
 from fedjax_het.algorithms._personal_entries import PERSONAL
 from fedjax_het.algorithms._personal_mask_entries import PERSONAL_MASKS
 from fedjax_het.algorithms._pruning_entries import PRUNING
+from fedjax_het.algorithms._spine_entries import SPINE
 from fedjax_het.algorithms._stale_entries import STALE
 from fedjax_het.algorithms._submodel_entries import SUBMODELS
 from fedjax_het.core.errors import unknown
@@ -23,6 +24,7 @@ REGISTRY: dict[str, Entry] = {
   **PRUNING,
   **STALE,
   **SUBMODELS,
+  **SPINE,
 }
 
 
