@@ -73,43 +73,42 @@ class Work(NamedTuple):
   rates: tuple[float, ...]
 
 
+def deal(setting: Setting, seeds: Sequence[int]) -> dict[int, FederatedData]:
+  """Each seed's clients over one store of examples, rows padded alike."""
+  dataset, dealt = setting.dataset, {}
+  for seed in seeds:
+    parts = partition.parse(
+      setting.partition, dataset.train_y, setting.num_clients, seed
+    )
+    data = federate(dataset, parts, seed=seed)
+    first = next(iter(dealt.values()), data)
+    dealt[seed] = data._replace(examples=first.examples, heldout=first.heldout)
+  widths = [
+    max(rows.index.shape[1] for rows in each)
+    for each in zip(*((d.train, d.test) for d in dealt.values()), strict=True)
+  ]
+  return {
+    seed: data._replace(
+      train=_wide(data.train, widths[0]), test=_wide(data.test, widths[1])
+    )
+    for seed, data in dealt.items()
+  }
+
+
+def _wide(rows: Rows, width: int) -> Rows:
+  more = width - rows.index.shape[1]
+  return Rows(jnp.pad(rows.index, ((0, 0), (0, more))), rows.count)
+
+
 def problems(
-  setting: Setting, fleet: str, work: Work, seeds: Sequence[int]
+  setting: Setting,
+  dealt: Mapping[int, FederatedData],
+  fleet: str,
+  work: Work,
+  seeds: Sequence[int],
 ) -> list[Problem]:
-  """The problem of each seed; rows are padded alike, so they compile once."""
-  dealt = [
-    federate(
-      setting.dataset,
-      partition.parse(
-        setting.partition, setting.dataset.train_y, setting.num_clients, seed
-      ),
-      seed=seed,
-    )
-    for seed in seeds
-  ]
-  return [
-    _problem(setting, fleet, work, _wide(data, setting.width), seed)
-    for data, seed in zip(dealt, seeds, strict=True)
-  ]
-
-
-def widest(setting: Setting, seeds: Sequence[int]) -> int:
-  """The most rows that a client holds in any of these seeds."""
-  parts = (
-    partition.parse(
-      setting.partition, setting.dataset.train_y, setting.num_clients, seed
-    )
-    for seed in seeds
-  )
-  return max(len(part) for each in parts for part in each)
-
-
-def _wide(data: FederatedData, width: int) -> FederatedData:
-  def pad(rows):
-    more = max(0, width - rows.index.shape[1])
-    return Rows(jnp.pad(rows.index, ((0, 0), (0, more))), rows.count)
-
-  return data._replace(train=pad(data.train), test=pad(data.test))
+  """The problem of each seed, with a fleet of its own."""
+  return [_problem(setting, fleet, work, dealt[s], s) for s in seeds]
 
 
 def _problem(setting, fleet, work, data, seed) -> Problem:
@@ -181,6 +180,7 @@ class Found(NamedTuple):
 
 def compare(
   setting: Setting,
+  dealt: Mapping[int, FederatedData],
   contenders: Sequence[Contender],
   fleet: str,
   work: Work,
@@ -196,10 +196,9 @@ def compare(
   rounds in the same time.
   """
   name = fleet.partition(",")[0].replace(":", "_").replace("/", "_")
-  tuning = problems(
-    setting, fleet, work, [TUNE_SEEDS + i for i in range(tune_seeds)]
-  )
-  final = problems(setting, fleet, work, seeds)
+  trial = [TUNE_SEEDS + i for i in range(tune_seeds)]
+  tuning = problems(setting, dealt, fleet, work, trial)
+  final = problems(setting, dealt, fleet, work, seeds)
   arms, trials = [], {}
   for contender in contenders:
     grid = [(r, k) for r in work.rates for k in contender.knobs]

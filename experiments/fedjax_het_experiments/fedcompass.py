@@ -52,9 +52,9 @@ from fedjax_het_experiments._async_runs import (
   Work,
   compare,
   compiled,
+  deal,
   figures,
   problems,
-  widest,
 )
 from fedjax_het_experiments._comparison import TUNE_SEEDS
 from fedjax_het_experiments._gantt import save_gantt
@@ -252,12 +252,12 @@ def table(
 
 
 def _spent(
-  chosen, trials, dealt: Sequence[Problem]
+  chosen, trials, final: Sequence[Problem]
 ) -> dict[str, dict[str, float]]:
   """Means over seeds of what each schedule does."""
   found = {}
   for contender in chosen:
-    each = [figures(contender, p, trials[contender.name][1]) for p in dealt]
+    each = [figures(contender, p, trials[contender.name][1]) for p in final]
     found[contender.name] = {
       key: float(np.mean([of[key] for of in each])) for key in each[0]
     }
@@ -275,7 +275,7 @@ def main(argv: list[str]) -> None:
   setting = _setting(dataset, model)
   seeds, tune = _flags.SEEDS.value, _flags.TUNE_SEEDS.value
   trial = [TUNE_SEEDS + i for i in range(tune)]
-  setting = setting._replace(width=widest(setting, [*seeds, *trial]))
+  dealt = deal(setting, [*seeds, *trial])
   work = Work(
     _MAX_STEPS.value,
     _flags.BATCH_SIZE.value,
@@ -287,17 +287,24 @@ def main(argv: list[str]) -> None:
   for fleet in _FLEETS.value:
     started = time.monotonic()
     found = compare(
-      setting, methods, fleet, work, programs, seeds=seeds, tune_seeds=tune
+      setting,
+      dealt,
+      methods,
+      fleet,
+      work,
+      programs,
+      seeds=seeds,
+      tune_seeds=tune,
     )
-    dealt = problems(setting, fleet, work, seeds)
+    final = problems(setting, dealt, fleet, work, seeds)
     folder = setting.workdir / fleet.partition(",")[0].replace(":", "_")
     by_name = {method.name: method for method in methods}
     drawn = [
       (by_name[name], found.trials[name][1])
       for name in (FEDAVG, "FedAT", COMPASS)
     ]
-    save_gantt(folder / "gantt.png", dealt[0], drawn)
-    spent = _spent(methods, found.trials, dealt)
+    save_gantt(folder / "gantt.png", final[0], drawn)
+    spent = _spent(methods, found.trials, final)
     write_report(
       folder,
       f"FedCompass on {dataset.name}, {setting.partition}, "
