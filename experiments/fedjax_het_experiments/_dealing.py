@@ -20,10 +20,13 @@ def deal(setting: Setting, seeds: Sequence[int]) -> FederatedData:
   """
   dealt = []
   for seed in seeds:
-    parts = partition.parse(
-      setting.partition, setting.dataset.train_y, setting.num_clients, seed
-    )
-    data = federate(setting.dataset, parts, seed=seed)
+    if setting.natural is not None:
+      data = setting.natural(seed)
+    else:
+      parts = partition.parse(
+        setting.partition, setting.dataset.train_y, setting.num_clients, seed
+      )
+      data = federate(setting.dataset, parts, seed=seed)
     if setting.views is not None:
       data = feature_skew.apply(data, setting.views, heldout="share")
     if setting.concepts is not None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from absl import flags
 
 from fedjax_het.core.rounds import Select, Selector
-from fedjax_het.core.types import Devices, Model
+from fedjax_het.core.types import Devices, FederatedData, Model
 from fedjax_het.data import concept, feature_skew
 from fedjax_het.data.concept import Concept
 from fedjax_het.data.feature_skew import View
@@ -36,6 +36,8 @@ class Setting(NamedTuple):
   views, concepts: one a client (`data.feature_skew`, `data.concept`), or None.
   width: the rows of a client are padded to this many at least, so that several
     partitions share their compiled programs.
+  natural: seed -> clients as the world divided them, instead of the partition;
+    all seeds share the examples.
   """
 
   dataset: Dataset
@@ -54,6 +56,7 @@ class Setting(NamedTuple):
   views: Sequence[View] | None = None
   concepts: Sequence[Concept] | None = None
   width: int = 0
+  natural: Callable[[int], FederatedData] | None = None
 
 
 def from_flags(

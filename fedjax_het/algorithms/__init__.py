@@ -15,6 +15,7 @@ from fedjax_het.algorithms._fed_avg import fed_avg
 from fedjax_het.algorithms._fed_bn import fed_bn, is_norm
 from fedjax_het.algorithms._fed_dst import fed_dst
 from fedjax_het.algorithms._fed_dyn import fed_dyn
+from fedjax_het.algorithms._fed_lora import fed_lora, ffa_lora
 from fedjax_het.algorithms._fed_mask import MASK_DOWNLINKS, fed_mask
 from fedjax_het.algorithms._fed_nova import fed_nova
 from fedjax_het.algorithms._fed_per import fed_per
@@ -25,9 +26,11 @@ from fedjax_het.algorithms._fed_rolex import fed_rolex
 from fedjax_het.algorithms._fed_spine import fed_spine
 from fedjax_het.algorithms._fed_tiny import fed_tiny
 from fedjax_het.algorithms._fine_tuned import fine_tuned
+from fedjax_het.algorithms._flasc import federated_select, flasc
 from fedjax_het.algorithms._gate import gating
 from fedjax_het.algorithms._gate_judge import gate_judge
 from fedjax_het.algorithms._gradient_inversion import Search
+from fedjax_het.algorithms._het_lora import het_lora
 from fedjax_het.algorithms._hetero_fl import hetero_fl
 from fedjax_het.algorithms._hide_n_seek import DOWNLINKS, hide_n_seek
 from fedjax_het.algorithms._lg_fed_avg import lg_fed_avg
@@ -44,6 +47,7 @@ from fedjax_het.algorithms._prune_fl import prune_fl
 from fedjax_het.algorithms._registry import REGISTRY, Entry, example
 from fedjax_het.algorithms._reptile import reptile
 from fedjax_het.algorithms._scaffold import scaffold
+from fedjax_het.algorithms._sparse_adapter import sparse_adapter
 from fedjax_het.algorithms._spine_server import Costs
 from fedjax_het.algorithms._split_mix import split_mix
 from fedjax_het.algorithms._stale import stale_fed_avg
@@ -68,6 +72,7 @@ __all__ = [
   "fed_bn",
   "fed_dst",
   "fed_dyn",
+  "fed_lora",
   "fed_mask",
   "fed_nova",
   "fed_per",
@@ -77,9 +82,13 @@ __all__ = [
   "fed_rolex",
   "fed_spine",
   "fed_tiny",
+  "federated_select",
+  "ffa_lora",
   "fine_tuned",
+  "flasc",
   "gate_judge",
   "gating",
+  "het_lora",
   "hetero_fl",
   "hide_n_seek",
   "inverted_fed_avg",
@@ -97,6 +106,7 @@ __all__ = [
   "prune_fl",
   "reptile",
   "scaffold",
+  "sparse_adapter",
   "split_mix",
   "stale_fed_avg",
 ]

@@ -6,6 +6,7 @@ can start from.
 
 from fedjax_het.algorithms._entries import Entry, Federation
 from fedjax_het.algorithms._global_entries import GLOBAL
+from fedjax_het.algorithms._lora_entries import LORA
 from fedjax_het.algorithms._mask_entries import MASKS
 from fedjax_het.algorithms._personal_entries import PERSONAL
 from fedjax_het.algorithms._personal_mask_entries import PERSONAL_MASKS
@@ -24,6 +25,7 @@ REGISTRY: dict[str, Entry] = {
   **PRUNING,
   **STALE,
   **SUBMODELS,
+  **LORA,
   **SPINE,
 }
 

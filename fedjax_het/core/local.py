@@ -212,6 +212,27 @@ def cross_entropy(model: Model) -> Loss:
   return loss
 
 
+def next_tokens(model: Model) -> Loss:
+  """Mean cross-entropy of what comes next, at every place of a window.
+
+  For x i32[B, T] and y i32[B], the token behind it, the targets are x from its
+  second token on, and y.
+
+  Args:
+    model: apply: (params, x i32[B, T]) -> logits f32[B, T, K].
+  """
+
+  def loss(params, batch, key):
+    del key
+    target = jnp.concatenate([batch.x[:, 1:], batch.y[:, None]], axis=1)
+    each = optax.softmax_cross_entropy_with_integer_labels(
+      model.apply(params, batch.x), target
+    ).mean(axis=1)
+    return jnp.sum(each * batch.mask) / jnp.maximum(jnp.sum(batch.mask), 1)
+
+  return loss
+
+
 def all_finite(tree: Params) -> Array:
   """bool[]: no float leaf of `tree` holds a NaN or an Inf."""
   finite = [

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_het.core.errors import UserError
-from fedjax_het.core.types import Array, Key, Params
+from fedjax_het.core.types import Array, Key, Model, Params
 from fedjax_het.models._blocks import (
   Shape,
   check,
@@ -98,6 +98,15 @@ def transformer(shape: Shape | None = None, *, remat: bool = False):
     return jax.vmap(row, (None, 0))(params, x)
 
   return Transformer(lambda key: _init(shape, key), apply, packed, shape)
+
+
+def last_token(network: Transformer) -> Model:
+  """The same network, judged by what follows a window: logits f32[B, V].
+
+  It is trained at every place (`core.local.next_tokens` of the transformer
+  itself) and evaluated here as a classifier of the token behind x i32[B, T].
+  """
+  return Model(network.init, lambda params, x: network.apply(params, x)[:, -1])
 
 
 def dense_attention(
