@@ -177,16 +177,18 @@ def _in_waves(of, model, make):
     lambda _: _algorithm(model), model, mesh=where
   )
   slots = waves.slots_needed(_plan(make(), of, _TRAINED.value))
+  slots = -(-slots // programs.devices) * programs.devices
   data = of.data if where is None else mesh.replicate(of.data, where)
 
   def run():
     scheduler = make()
     state = programs.init((), jax.random.key(0), scheduler.models, slots)
     if where is not None:
-      state = mesh.replicate(state, where)
+      state = asynchronous.spread(state, where)
     for item in _plan(scheduler, of, _TRAINED.value):
       if isinstance(item, waves.Merges):
-        state = programs.merge(state, run_async.linear_of(item, slots))
+        linear = run_async.linear_of(item, slots, programs.devices)
+        state = programs.merge(state, linear)
       else:
         batch, _ = run_async.batch_of(
           item, slots, programs.devices, programs.chunk

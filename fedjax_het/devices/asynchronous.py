@@ -5,7 +5,11 @@ a few sizes and keeps the results.  A method fits if its clients keep no state,
 receive the model and send its change: FedAvg, FedProx and their like.  How
 changes are merged is the scheduler's, not the method's.
 
-Shape legend: K models of the server, S slots, n updates of a wave, L models.
+Over a mesh every device owns S / D slots and trains the updates that lie in
+them; a merge adds up what each device has.  The server's models are everywhere.
+
+Shape legend: K models of the server, S slots, D devices, n updates of a wave, L
+models, U and V slots that a merge reads, J that it writes.
 """
 
 import functools
@@ -13,12 +17,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as Spec
 
 from fedjax_het.core.cohort import AXIS, client_data
 from fedjax_het.core.errors import UserError
 from fedjax_het.core.local import all_finite
+from fedjax_het.core.mesh import replicate
 from fedjax_het.core.types import (
   Algorithm,
   Array,
@@ -44,10 +49,10 @@ class AsyncState(NamedTuple):
 
 
 class Batch(NamedTuple):
-  """A wave dealt to D devices, n / D updates each, padded.
+  """A wave, n / D updates a device, padded.
 
-  task, client, steps, slot: i32[n], as in `waves.Wave`; padding has 0 steps
-    and the slot S, which is none.
+  task, client, steps: i32[n], as in `waves.Wave`; padding has 0 steps.
+  slot: i32[n], counted within its device; S / D, which is none, for padding.
   count: i32[D], how many of each device's are real; they come first.
   """
 
@@ -59,7 +64,12 @@ class Batch(NamedTuple):
 
 
 class Linear(NamedTuple):
-  """`waves.Merges`, padded: coefficients f32, slots and places i32."""
+  """`waves.Merges`, padded, its slots sorted by device and counted within it.
+
+  models: f32[L, K];  starts: f32[L, U];  changes: f32[L, V].
+  start_slots: i32[U];  change_slots: i32[V].
+  sent: i32[J], which of the L models;  sent_slots: i32[J], where it goes.
+  """
 
   models: Array
   starts: Array
@@ -68,6 +78,9 @@ class Linear(NamedTuple):
   change_slots: Array
   sent: Array
   sent_slots: Array
+
+
+_LINEAR = Linear(Spec(), Spec(None, AXIS), Spec(None, AXIS), *[Spec(AXIS)] * 4)
 
 
 def init_state(
@@ -125,6 +138,20 @@ def check(algorithm: Algorithm, data: FederatedData) -> None:
       )
 
 
+def spread(state: AsyncState, mesh: Mesh) -> AsyncState:
+  """Puts a state on the devices of a mesh; S must be a multiple of D."""
+
+  def put(tree, spec):
+    return jax.device_put(tree, NamedSharding(mesh, spec))
+
+  return AsyncState(
+    put(state.models, Spec()),
+    put(state.starts, Spec(AXIS)),
+    put(state.changes, Spec(AXIS)),
+    replicate(state.key, mesh),
+  )
+
+
 def train_wave(
   algorithm: Algorithm,
   state: AsyncState,
@@ -144,55 +171,38 @@ def train_wave(
     data: the federated data set.
     batch: the wave; n / D is a multiple of `chunk`.
     chunk: updates vmapped together.
-    mesh: devices to spread them over, or None.
+    mesh: devices among which the slots are divided, or None.
 
   Returns:
     (state, what each update reports, [n]: the method's metrics, and "ok").
   """
-  run = functools.partial(_train, algorithm, chunk, state.starts)
-  if mesh is None:
-    changes, reports = run(state.key, data, batch, batch.slot, state.changes)
-    return state._replace(changes=changes), reports
-
-  def device(starts, key, data, batch):
-    size = batch.task.shape[0]
-    empty = jax.tree.map(
-      lambda leaf: jnp.zeros((size, *leaf.shape[1:]), leaf.dtype), starts
+  run = functools.partial(_train, algorithm, chunk)
+  if mesh is not None:
+    run = jax.shard_map(
+      run,
+      mesh=mesh,
+      in_specs=(Spec(AXIS), Spec(AXIS), Spec(), Spec(), Spec(AXIS)),
+      out_specs=Spec(AXIS),
+      check_vma=False,  # the loop's carries start equal and differ after it
     )
-    places = jnp.arange(size)
-    return _train(algorithm, chunk, starts, key, data, batch, places, empty)
-
-  changes, reports = jax.shard_map(
-    device,
-    mesh=mesh,
-    in_specs=(Spec(), Spec(), Spec(), Spec(AXIS)),
-    out_specs=Spec(AXIS),
-    check_vma=False,  # the loop's carries start equal and differ after it
-  )(state.starts, state.key, data, batch)
-  changes = jax.tree.map(
-    lambda old, new: old.at[batch.slot].set(new, mode="drop"),
-    state.changes,
-    changes,
-  )
+  changes, reports = run(state.starts, state.changes, state.key, data, batch)
   return state._replace(changes=changes), reports
 
 
-def merge(state: AsyncState, linear: Linear) -> AsyncState:
+def merge(
+  state: AsyncState, linear: Linear, *, mesh: Mesh | None = None
+) -> AsyncState:
   """Runs merges: the server's models, and the starts of what was sent out."""
-
-  def leaf(models, starts, changes):
-    out = _product(linear.models, models)
-    if linear.start_slots.size:
-      out = out + _product(linear.starts, starts[linear.start_slots])
-    if linear.change_slots.size:
-      out = out + _product(linear.changes, changes[linear.change_slots])
-    sent = starts.at[linear.sent_slots].set(out[linear.sent], mode="drop")
-    return out[: models.shape[0]], sent
-
-  both = jax.tree.map(leaf, state.models, state.starts, state.changes)
-  models, starts = jax.tree.transpose(
-    jax.tree.structure(state.models), jax.tree.structure((0, 0)), both
-  )
+  run = functools.partial(_merge, None if mesh is None else AXIS)
+  if mesh is not None:
+    run = jax.shard_map(
+      run,
+      mesh=mesh,
+      in_specs=(Spec(), Spec(AXIS), Spec(AXIS), _LINEAR),
+      out_specs=(Spec(), Spec(AXIS)),
+      check_vma=False,
+    )
+  models, starts = run(state.models, state.starts, state.changes, linear)
   return state._replace(models=models, starts=starts)
 
 
@@ -201,14 +211,35 @@ def global_model(state: AsyncState) -> Params:
   return jax.tree.map(lambda leaf: leaf[0], state.models)
 
 
+def _merge(axis, models, starts, changes, linear):
+  """One device's part: what it has is added up over `axis`."""
+
+  def leaf(models, starts, changes):
+    out = jnp.zeros((linear.models.shape[0], *models.shape[1:]), models.dtype)
+    if linear.start_slots.size:
+      out = out + _product(linear.starts, starts[linear.start_slots])
+    if linear.change_slots.size:
+      out = out + _product(linear.changes, changes[linear.change_slots])
+    if axis is not None:
+      out = jax.lax.psum(out, axis)
+    out = out + _product(linear.models, models)
+    sent = starts.at[linear.sent_slots].set(out[linear.sent], mode="drop")
+    return out[: models.shape[0]], sent
+
+  both = jax.tree.map(leaf, models, starts, changes)
+  return jax.tree.transpose(
+    jax.tree.structure(models), jax.tree.structure((0, 0)), both
+  )
+
+
 def _product(coefficients: Array, rows: Array) -> Array:
   return jnp.tensordot(
     coefficients, rows, 1, precision=jax.lax.Precision.HIGHEST
   )
 
 
-def _train(algorithm, chunk, starts, key, data, batch, place, changes):
-  """A chunk at a time, as many as are real; changes go to `place` i32[n]."""
+def _train(algorithm, chunk, starts, changes, key, data, batch):
+  """One device's part of a wave: a chunk at a time, as many as are real."""
 
   def one(task, client, steps, slot):
     start = jax.tree.map(lambda leaf: leaf[slot], starts)
@@ -234,25 +265,24 @@ def _train(algorithm, chunk, starts, key, data, batch, place, changes):
   def step(number, carry):
     begin = number * chunk
     part = [
-      jax.lax.dynamic_slice_in_dim(column, begin, chunk)
-      for column in (*columns, place)
+      jax.lax.dynamic_slice_in_dim(column, begin, chunk) for column in columns
     ]
     if chunk == 1:  # written in place; padding is never reached
-      done = one(*(column[0] for column in part[:4]))
+      done = one(*(column[0] for column in part))
       return jax.tree.map(
         lambda old, new, at: jax.lax.dynamic_update_index_in_dim(
           old, new, at, 0
         ),
         carry,
         done,
-        _each(carry, part[4][0], begin),
+        _each(carry, part[3][0], begin),
       )
-    done = jax.vmap(one)(*part[:4])
+    done = jax.vmap(one)(*part)
     return jax.tree.map(
       lambda old, new, at: old.at[at].set(new, mode="drop"),
       carry,
       done,
-      _each(carry, part[4], begin + jnp.arange(chunk)),
+      _each(carry, part[3], begin + jnp.arange(chunk)),
     )
 
   chunks = (batch.count[0] + (chunk - 1)) // chunk

@@ -5,6 +5,7 @@ A resumed run plays the schedule again up to its checkpoint (seconds) without
 training, and goes on bit for bit.
 """
 
+import functools
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -96,7 +97,7 @@ def compile_async(
     lambda hyper, data: asynchronous.check(build(hyper), data),
     jax.jit(init, static_argnums=(2, 3)),
     jax.jit(wave, donate_argnums=1),
-    jax.jit(asynchronous.merge, donate_argnums=0),
+    jax.jit(functools.partial(asynchronous.merge, mesh=mesh), donate_argnums=0),
     jax.jit(look),
     chunk,
     mesh,
@@ -151,9 +152,10 @@ def train(
       )
     dry = Simulation(make_scheduler(), duration, stops=stops)
     slots = waves.slots_needed(waves.plan(dry, scheduler))
+  slots = -(-slots // programs.devices) * programs.devices
   state = programs.init(hyper, key, scheduler.models, slots)
-  if programs.mesh is not None:  # once, and not again for every wave
-    state = meshes.replicate(state, programs.mesh)
+  if programs.mesh is not None:
+    state = asynchronous.spread(state, programs.mesh)
     data = meshes.replicate(data, programs.mesh)
   path = pathlib.Path(options["workdir"], run.METRICS)
   known = _reported(path) if options.get("resume") and path.exists() else {}
@@ -195,7 +197,8 @@ class _Player:
       if isinstance(item, Stop):
         break
       if isinstance(item, Merges):
-        state = self._programs.merge(state, linear_of(item, _slots(state)))
+        linear = linear_of(item, _slots(state), self._programs.devices)
+        state = self._programs.merge(state, linear)
         continue
       count += 1
       batch, place = batch_of(
@@ -250,61 +253,86 @@ class _Player:
 def batch_of(
   wave: Wave, slots: int, devices: int, chunk: int
 ) -> tuple[Batch, np.ndarray]:
-  """Deals a wave to the devices, longest first, and pads it.
+  """Gives each update to the device of its slot, longest first, and pads.
 
   Returns:
     (Batch, i64[n]: where each update of the wave lies in it).
   """
-  count = len(wave.task)
   _check_slots(wave.slot, slots)
+  each = slots // devices
   order = np.argsort(-wave.steps.astype(np.int64), kind="stable")
-  size = _padded(-(-count // devices), chunk)
-  place = np.empty(count, np.int64)
-  rank = np.arange(count)
-  place[order] = rank % devices * size + rank // devices
+  place, counts, size = _by_device(wave.slot[order], each, devices, chunk)
+  back = np.empty_like(place)
+  back[order] = place
 
   def dealt(values, padding):
     out = np.full(devices * size, padding, np.int32)
+    out[back] = values
+    return jnp.asarray(out)
+
+  return (
+    Batch(
+      dealt(wave.task, 0),
+      dealt(wave.client, 0),
+      dealt(wave.steps, 0),
+      dealt(wave.slot % each, each),
+      jnp.asarray(counts, jnp.int32),
+    ),
+    back,
+  )
+
+
+def linear_of(merges: Merges, slots: int, devices: int) -> Linear:
+  """Sorts what merges read and write by device, and pads it."""
+  _check_slots(merges.sent_slots, slots)
+  each = slots // devices
+  rows = _padded(len(merges.models))
+
+  def matrix(values, place, width):
+    out = np.zeros((rows, width), np.float32)
+    out[: len(values), place] = values
+    return jnp.asarray(out)
+
+  def vector(values, padding, place, width):
+    out = np.full(width, padding, np.int32)
     out[place] = values
     return jnp.asarray(out)
 
-  counts = (count - np.arange(devices) + devices - 1) // devices
-  columns = zip(wave, (0, 0, 0, slots), strict=True)
-  return (
-    Batch(*(dealt(*column) for column in columns), jnp.asarray(counts)),
-    place,
-  )
+  def dealt(chosen):
+    """(places, width): nothing at all where no slot is used."""
+    if not len(chosen):
+      return np.zeros(0, np.int64), 0
+    place, _, size = _by_device(chosen, each, devices)
+    return place, devices * size
 
-
-def linear_of(merges: Merges, slots: int) -> Linear:
-  """Pads merges to one of few sizes."""
-  _check_slots(merges.sent_slots, slots)
-  models = merges.models.shape[1]
-  size = _padded(len(merges.models))
-  starts, changes, sent = (
-    _padded(len(part)) if len(part) else 0
-    for part in (merges.start_slots, merges.change_slots, merges.sent_slots)
-  )
-
-  def matrix(values, width):
-    out = np.zeros((size, width), np.float32)
-    out[: values.shape[0], : values.shape[1]] = values
-    return jnp.asarray(out)
-
-  def vector(values, padding, width):
-    out = np.full(width, padding, np.int32)
-    out[: len(values)] = values
-    return jnp.asarray(out)
-
+  starts, changes = dealt(merges.start_slots), dealt(merges.change_slots)
+  sent, models = dealt(merges.sent_slots), merges.models.shape[1]
   return Linear(
-    matrix(merges.models, models),
-    matrix(merges.starts, starts),
-    matrix(merges.changes, changes),
-    vector(merges.start_slots, 0, starts),
-    vector(merges.change_slots, 0, changes),
-    vector(merges.sent, 0, sent),
-    vector(merges.sent_slots, slots, sent),
+    matrix(merges.models, np.arange(models), models),
+    matrix(merges.starts, *starts),
+    matrix(merges.changes, *changes),
+    vector(merges.start_slots % each, 0, *starts),
+    vector(merges.change_slots % each, 0, *changes),
+    vector(merges.sent, 0, *sent),
+    vector(merges.sent_slots % each, each, *sent),
   )
+
+
+def _by_device(
+  slots: np.ndarray, each: int, devices: int, multiple: int = 1
+) -> tuple[np.ndarray, np.ndarray, int]:
+  """Where slots go if device d has the places from d x size on.
+
+  Returns:
+    (i64[n], i64[D]: how many each device has, size).
+  """
+  device = slots.astype(np.int64) // each
+  counts = np.bincount(device, minlength=devices)
+  size = _padded(counts.max(), multiple)
+  rank = np.empty(len(slots), np.int64)
+  for d in range(devices):
+    rank[device == d] = np.arange(counts[d])
+  return device * size + rank, counts, size
 
 
 def _padded(size: int, multiple: int = 1) -> int:
