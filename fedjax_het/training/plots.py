@@ -2,8 +2,9 @@
 
 Each `draw_*` fills one matplotlib Axes, to be combined at will (lines carry
 their arm's name as label); `save_plots` writes the PNGs of a report.  Colours
-are Okabe and Ito's, which colour-blind readers can tell apart; line styles tell
-lines apart in grey.  Lines are means over seeds, bands their 95 % intervals.
+are Okabe and Ito's and one of Paul Tol's, which colour-blind readers can tell
+apart; line styles tell lines apart in grey.  Lines are means over seeds, bands
+their 95 % intervals.
 """
 
 import io
@@ -25,6 +26,7 @@ COLOURS = (
   "#CC79A7",
   "#E69F00",
   "#56B4E9",
+  "#882255",
   "#000000",
 )
 STYLES = (
@@ -289,7 +291,7 @@ def _finish_accuracy(axes, label: str, target: float | None) -> None:
   if target is not None:
     axes.axhline(100 * target, color=_FAINT, linewidth=1, linestyle=":")
     axes.annotate(
-      f"target {100 * target:g} %",
+      f"target {100 * target:.3g} %",
       (0.01, 100 * target),
       xycoords=axes.get_yaxis_transform(),
       xytext=(0, 2),

@@ -130,7 +130,7 @@ def summary_markdown(
       "plots; bytes are those of all clients over the whole run."
     )
     if target is not None:
-      parts.append(f"## To {100 * target:g} % accuracy")
+      parts.append(f"## To {100 * target:.3g} % accuracy")
       parts.append(markdown_table(*target_rows(arms, target)))
       parts.append(
         "Means over the seeds that reach it, at the evaluation at which they "
