@@ -27,8 +27,7 @@ Departures.  The paper was available as an abstract and a third party's summary
 only: bandit, reward (`rewards`), importance and the weights n_k (1 - p_k) are
 reconstructions.  Adapters are scaled by alpha / R, R the largest rank, for all
 ranks, so that a row means the same to every client.  The ramp runs over the
-rounds of the whole run.  Random importance is one draw for all clients: they
-agree on a structure, which makes it the stronger rival.
+rounds of the whole run.
 
 References:
   FedSpine: Efficient Deployment of Large Language Models on
@@ -140,7 +139,8 @@ def fed_spine(
     batch_size: B;  epochs: E, local epochs per round.
     heads: of each layer, for a transformer.
     targets, full, alpha: see `models.lora.adapt`.
-    importance: "lora", "magnitude" or "random".
+    importance: "lora", "magnitude", "random" (each client draws its own) or
+      "same_random" (one draw for all, so that clients agree on a structure).
     average: "count", "product" or "stack".
     weigh: "density", "retained" or "examples".
     judged: "vote" or "full", the structure of the global model.
@@ -216,8 +216,10 @@ def fed_spine(
   def send(state, client_id):
     ratio, rank = policy.arm(state.arms, client_id)
     chance = ()
-    if importance == "random":
+    if importance in importances.RANDOM:
       draw = jax.random.fold_in(state.key, num_clients)
+      if importance == "random":
+        draw = jax.random.fold_in(draw, client_id)
       chance = importances.random_score(structure, draw)
     known = (
       client_id,

@@ -29,7 +29,8 @@ from fedjax_het.algorithms._spine_structure import Keep, Structure, kernel
 from fedjax_het.core.errors import UserError
 from fedjax_het.core.types import Array, Key, Params
 
-IMPORTANCES = ("lora", "magnitude", "random")
+RANDOM = ("random", "same_random")  # a draw of each client, one for all
+IMPORTANCES = ("lora", "magnitude", *RANDOM)
 Score = dict[str, Array]  # group -> f32[G]
 
 

@@ -103,7 +103,7 @@ def spine_client(work: Training):
 
     def prune(carry, grads):
       own, trained = carry.client, carry.trained
-      if work.importance == "random":
+      if work.importance in importances.RANDOM:
         new = chance
       else:
         merged = work.adapted.merge(base, trained)

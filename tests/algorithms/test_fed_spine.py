@@ -292,7 +292,7 @@ def test_without_pruning_it_is_fed_avg_of_adapters():
   np.testing.assert_allclose(last.metrics["seconds"], want, rtol=1e-5)
 
 
-@pytest.mark.parametrize("importance", ["lora", "random"])
+@pytest.mark.parametrize("importance", ["lora", "random", "same_random"])
 def test_a_run_prunes_half_and_counts_its_bytes(importance):
   algorithm = _spine([(0.5, 2), (0.5, 1)], importance=importance)
   _, state, seen = _run(algorithm)
@@ -312,8 +312,8 @@ def test_a_run_prunes_half_and_counts_its_bytes(importance):
     up = 4 * rank * rows + -(-UNITS // 8) + 4 * head + 16
     assert int(seen[-1].up_bytes[client]) == up
     assert int(seen[-1].down_bytes[client]) == up - (-(-UNITS // 8)) - 4
-  if importance != "lora":  # clients agree
-    assert (np.ptp(np.asarray(state.server.keep), axis=0) == 0).all()
+  agree = (np.ptp(np.asarray(state.server.keep), axis=0) == 0).all()
+  assert agree == (importance == "same_random")
   params = algorithm.global_params(state.server)
   voted = sum(
     float(params[f"layer_{i}"]["keep_heads"].sum()) for i in range(LAYERS)

@@ -47,6 +47,7 @@ def _outcomes(
   levels = {
     binary.FIXED: lora,
     binary.RANDOM: 0.70,
+    binary.SAME: 0.71,
     binary.MAGNITUDE: best,
   }
   by_judge = {
@@ -58,13 +59,13 @@ def _outcomes(
 
 
 def test_verdicts():
-  assert _outcomes() == ["PASS"] * 4
+  assert _outcomes() == ["PASS"] * 5
   assert _outcomes(spread=(3.0, 3.5))[0] == "FAIL"  # does not fall
   assert _outcomes(spread=(5.0, 4.0))[0] == "FAIL"  # falls, above the fixed
   assert _outcomes(longest=9.0)[1] == "FAIL"
   assert _outcomes(sparsity=0.6)[1] == "FAIL"  # not an equal sparsity
-  assert _outcomes(lora=0.69)[2:] == ["FAIL", "FAIL"]
-  assert _outcomes(best=0.8)[2:] == ["PASS", "FAIL"]
+  assert _outcomes(lora=0.69)[2:] == ["FAIL"] * 3
+  assert _outcomes(best=0.8)[2:] == ["PASS", "PASS", "FAIL"]
 
 
 def test_a_round_lasts_as_long_as_the_slowest_that_counts():
