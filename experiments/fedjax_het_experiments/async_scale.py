@@ -56,7 +56,7 @@ _SCHEDULED = flags.DEFINE_integer(
   "async_scale_scheduled", 10_000, "Arrivals of the schedules alone.", 1
 )
 _TRAINED = flags.DEFINE_integer(
-  "async_scale_trained", 2000, "Arrivals that are trained.", 1
+  "async_scale_trained", 4000, "Arrivals that are trained.", 1
 )
 _REPEATS = flags.DEFINE_integer(
   "async_scale_repeats", 3, "Warm timings of each; the median counts.", 1
