@@ -43,6 +43,8 @@ SPECS = (
   "dirichlet:0.3,min_size=2",
   "dirichlet:0.3,min_size=2,balanced=true",
   "inner_dirichlet:0.3",
+  "dual_dirichlet:5,size_alpha=10000,min_size=1",
+  "class_shares:low=2,high=3",
   "pathological:2",
   "shard:2",
   "size:60",
