@@ -33,6 +33,7 @@ from fedjax_het.core.cohort import client_data
 from fedjax_het.data import partition, sources
 from fedjax_het.data.federated import federate
 from fedjax_het.devices import asynchronous, profiles, waves
+from fedjax_het.devices.dealing import batch_of, linear_of
 from fedjax_het.devices.durations import durations
 from fedjax_het.devices.events import Merge, Simulation, Task
 from fedjax_het.devices.schedules import (
@@ -187,12 +188,10 @@ def _in_waves(of, model, make):
       state = asynchronous.spread(state, where)
     for item in _plan(scheduler, of, _TRAINED.value):
       if isinstance(item, waves.Merges):
-        linear = run_async.linear_of(item, slots, programs.devices)
+        linear = linear_of(item, slots, programs.devices)
         state = programs.merge(state, linear)
       else:
-        batch, _ = run_async.batch_of(
-          item, slots, programs.devices, programs.chunk
-        )
+        batch, _ = batch_of(item, slots, programs.devices, programs.chunk)
         state, _ = programs.wave((), state, data, batch)
     return asynchronous.global_model(state)
 
