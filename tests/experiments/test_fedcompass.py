@@ -104,7 +104,7 @@ def test_the_binary(source_env, tmp_path):
   assert text.count("| FedCompass |") == 3 and "none is ever lost" in text
   assert (folder / "gantt.png").stat().st_size > 10_000
   final = folder / "final" / "FedCompass-0.03-2.7-seed1"
-  records = [json.loads(r) for r in (final / "metrics.jsonl").open()]
+  records = map(json.loads, (final / "metrics.jsonl").read_text().splitlines())
   assert sum("eval/accuracy" in r for r in records) == 4
   again = run("--resume")
   assert again.returncode == 0, again.stderr
