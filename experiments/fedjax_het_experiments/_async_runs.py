@@ -14,14 +14,13 @@ import optax
 
 from fedjax_het.algorithms import fed_prox
 from fedjax_het.core import evaluate, mesh, rounds
-from fedjax_het.core.types import FederatedData, Rows
-from fedjax_het.data import partition
-from fedjax_het.data.federated import federate
+from fedjax_het.core.types import FederatedData
 from fedjax_het.devices import profiles
 from fedjax_het.devices.durations import Duration, durations
 from fedjax_het.devices.events import Merge, Scheduler, Simulation, Task
 from fedjax_het.training import run_async
 from fedjax_het.training.arms import Arm, arm_from_records
+from fedjax_het_experiments import _dealing
 from fedjax_het_experiments._comparison import TUNE_SEEDS
 from fedjax_het_experiments._setting import Setting
 
@@ -75,29 +74,8 @@ class Work(NamedTuple):
 
 def deal(setting: Setting, seeds: Sequence[int]) -> dict[int, FederatedData]:
   """Each seed's clients over one store of examples, rows padded alike."""
-  dataset, dealt = setting.dataset, {}
-  for seed in seeds:
-    parts = partition.parse(
-      setting.partition, dataset.train_y, setting.num_clients, seed
-    )
-    data = federate(dataset, parts, seed=seed)
-    first = next(iter(dealt.values()), data)
-    dealt[seed] = data._replace(examples=first.examples, heldout=first.heldout)
-  widths = [
-    max(rows.index.shape[1] for rows in each)
-    for each in zip(*((d.train, d.test) for d in dealt.values()), strict=True)
-  ]
-  return {
-    seed: data._replace(
-      train=_wide(data.train, widths[0]), test=_wide(data.test, widths[1])
-    )
-    for seed, data in dealt.items()
-  }
-
-
-def _wide(rows: Rows, width: int) -> Rows:
-  more = width - rows.index.shape[1]
-  return Rows(jnp.pad(rows.index, ((0, 0), (0, more))), rows.count)
+  data = _dealing.deal(setting, seeds)
+  return {s: _dealing.of_seed(data, place) for place, s in enumerate(seeds)}
 
 
 def problems(

@@ -57,18 +57,18 @@ def _moved(data: FederatedData, start: int) -> FederatedData:
   return data._replace(train=train, test=test)
 
 
+def of_seed(data: FederatedData, place: int) -> FederatedData:
+  """The partition of one seed: rows [N, R] of rows [S, N, R]."""
+  return data._replace(
+    train=Rows(*(leaf[place] for leaf in data.train)),
+    test=Rows(*(leaf[place] for leaf in data.test)),
+  )
+
+
 def pool(data: FederatedData, steps: int) -> FederatedData:
   """All clients of each seed as one with a budget, rows [S, 1, R]."""
   seeds = range(data.train.count.shape[0])
-  each = [
-    pooled(
-      data._replace(
-        train=Rows(*(leaf[s] for leaf in data.train)),
-        test=Rows(*(leaf[s] for leaf in data.test)),
-      )
-    )
-    for s in seeds
-  ]
+  each = [pooled(of_seed(data, s)) for s in seeds]
   return each[0]._replace(
     train=_stack([one.train for one in each]),
     test=_stack([one.test for one in each]),

@@ -41,7 +41,7 @@ from fedjax_het.algorithms import (
   pfed_gate,
 )
 from fedjax_het.core import rounds
-from fedjax_het.core.types import Array, Rows
+from fedjax_het.core.types import Array
 from fedjax_het.data import sources
 from fedjax_het.masks import tree
 from fedjax_het.training import run
@@ -57,7 +57,7 @@ from fedjax_het.training.stats import (
 )
 from fedjax_het_experiments import _flags, _shelf
 from fedjax_het_experiments._comparison import Method, compare
-from fedjax_het_experiments._dealing import deal
+from fedjax_het_experiments._dealing import deal, of_seed
 from fedjax_het_experiments._setting import Setting, from_flags
 
 # shown name -> name on the shelf
@@ -238,10 +238,7 @@ def levels(
     judged = jax.jit(gate_judge(setting.model, made, together=together))
     each = []
     for s in range(len(seeds)):
-      mine = data._replace(
-        train=Rows(*(leaf[s] for leaf in data.train)),
-        test=Rows(*(leaf[s] for leaf in data.test)),
-      )
+      mine = of_seed(data, s)
       each.append(judged(jax.tree.map(lambda x, s=s: x[s], last.train), mine))
     found[together] = np.asarray(each, np.float64)
   return found

@@ -17,7 +17,7 @@ import numpy as np
 from fedjax_het.core import wire
 from fedjax_het.core.cohort import client_data
 from fedjax_het.core.errors import UserError
-from fedjax_het.core.types import NO_BUDGET, Algorithm, FederatedData
+from fedjax_het.core.types import Algorithm, FederatedData
 
 #: (task id, client, steps, now) -> seconds until its update arrives
 Duration = Callable[[int, int, int, float], float]
@@ -84,8 +84,7 @@ def _message_bytes(algorithm, data) -> tuple[int, int]:
 
 def _most_steps(algorithm, data) -> np.ndarray:
   """i64[N]: the steps that each client does if nobody limits it."""
-  budget = np.minimum(data.budget, NO_BUDGET)
-  steps = jax.vmap(algorithm.local_steps)(data.train.count, budget)
+  steps = jax.vmap(algorithm.local_steps)(data.train.count, data.budget)
   return np.asarray(steps, np.int64)
 
 

@@ -132,7 +132,7 @@ class Scheduler(Protocol):
     """What to do when an update arrives; `reported` is its mean loss."""
 
   def wake(self, now: Now, tag: Hashable) -> Iterable[Action]:
-    """What to do when an alarm rings."""
+    """What to do when an alarm rings; only for who sends a `Wake`."""
 
 
 class Books(NamedTuple):

@@ -1,6 +1,6 @@
 """Schedulers of the literature: who trains when, and how updates are merged.
 
-Each is a `devices.events.Scheduler`; a user's own needs only its three methods.
+Each is a `devices.events.Scheduler`; a user's own needs only its methods.
 All merge rules here are linear in the updates, as published.
 """
 

@@ -89,9 +89,6 @@ class FedAsync:
     self._idle.give_back(task.client)
     return [merge, self._next()]
 
-  def wake(self, now, tag):
-    raise NotImplementedError("FedAsync sets no alarm")
-
   def _next(self):
     return Send(self._idle.draw(), self._steps)
 
@@ -152,9 +149,6 @@ class FedBuff:
       actions.append(Merge(ids, scale * np.array([each])))
       self._buffer = []
     return [*actions, self._next()]
-
-  def wake(self, now, tag):
-    raise NotImplementedError("FedBuff sets no alarm")
 
   def _next(self):
     return Send(self._idle.draw(), self._steps)

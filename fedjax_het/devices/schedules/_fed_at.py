@@ -95,9 +95,6 @@ class FedAT:
     self._updates[tier] += 1
     return [self._merge(tier, done), *self._round(tier)]
 
-  def wake(self, now, tag):
-    raise NotImplementedError("FedAT sets no alarm")
-
   def _round(self, tier):
     members = self._members[tier]
     size = self._cohorts[tier] = self._cohort_size or len(members)

@@ -87,9 +87,6 @@ class Synchronous:
       self._idle.give_back(each.client)
     return [self._merge(done), *self._round()]
 
-  def wake(self, now, tag):
-    raise NotImplementedError("synchronous rounds set no alarm")
-
   def _round(self):
     cohort = [self._idle.draw() for _ in range(self._cohort_size)]
     return [Send(client, int(self._steps[client])) for client in cohort]
