@@ -5,12 +5,9 @@ program: clients a, a + K, a + 2 K, ... of K classes are slow, a the affected
 class.  With cyclic selection every cohort of K clients then has one of them.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from fedjax_het.core.errors import UserError
-from fedjax_het.data import partition
 from fedjax_het.data.sources import Dataset
 
 SINGLE = "single"
@@ -37,37 +34,6 @@ def slow_clients(
   return slow
 
 
-def affected_dirichlet(
-  labels: Sequence[int] | np.ndarray,
-  num_clients: int,
-  *,
-  alpha: float,
-  affected: int,
-  seed: int = 0,
-) -> list[np.ndarray]:
-  """Dirichlet(alpha); those with most of the affected class get the slow ids.
-
-  Args:
-    labels, num_clients, alpha, seed: of `partition.dirichlet`.
-    affected: the class.
-
-  Returns:
-    N disjoint index arrays.
-  """
-  labels = np.asarray(labels)
-  parts = partition.dirichlet(
-    labels, num_clients, alpha=alpha, min_size=2, seed=seed
-  )
-  slow = slow_clients(num_clients, int(labels.max()) + 1, affected)
-  held = np.array([np.sum(labels[part] == affected) for part in parts])
-  ranked = np.argsort(-held, kind="stable")
-  place = np.empty(num_clients, np.int64)  # id -> part
-  place[slow] = ranked[: slow.size]
-  others = np.setdiff1d(np.arange(num_clients), slow)
-  place[others] = np.sort(ranked[slow.size :])
-  return [parts[i] for i in place]
-
-
 def partition_of(skew: str, affected: int) -> str:
   """The partition that a flag names, as `partition.parse` takes it.
 
@@ -89,10 +55,6 @@ def partition_of(skew: str, affected: int) -> str:
     raise UserError(
       f"--staleness_skew={skew}: give single, or dirichlet:ALPHA with ALPHA > 0"
     )
-  # a partitioner of this binary only, beside the library's
-  partition.PARTITIONERS["affected_dirichlet"] = partition.Partitioner(
-    affected_dirichlet, {"alpha": float, "affected": int}, True
-  )
   return f"affected_dirichlet:{alpha},affected={affected}"
 
 

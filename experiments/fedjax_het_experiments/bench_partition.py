@@ -42,6 +42,7 @@ SPECS = (
   "iid",
   "dirichlet:0.3,min_size=2",
   "dirichlet:0.3,min_size=2,balanced=true",
+  "affected_dirichlet:0.3,affected=5",
   "inner_dirichlet:0.3",
   "dual_dirichlet:5,size_alpha=10000,min_size=1",
   "class_shares:low=2,high=3",

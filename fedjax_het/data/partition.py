@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fedjax_het.core.errors import UserError, unknown
+from fedjax_het.data._affected import affected_dirichlet
 from fedjax_het.data._cross_silo import class_shares, dual_dirichlet
 from fedjax_het.data._dirichlet import dirichlet, inner_dirichlet
 from fedjax_het.data._few_classes import pathological, shard
@@ -33,6 +34,7 @@ from fedjax_het.data._size_skew import (
 __all__ = [
   "PARTITIONERS",
   "Partitioner",
+  "affected_dirichlet",
   "class_shares",
   "dirichlet",
   "dual_dirichlet",
@@ -88,6 +90,9 @@ PARTITIONERS: dict[str, Partitioner] = {
   "iid": Partitioner(iid, {}),
   "dirichlet": Partitioner(
     dirichlet, {"alpha": float, "min_size": int, "balanced": _bool}, True
+  ),
+  "affected_dirichlet": Partitioner(
+    affected_dirichlet, {"alpha": float, "affected": int, "min_size": int}, True
   ),
   "inner_dirichlet": Partitioner(
     _inner_dirichlet, {"alpha": float, "size": int}, True

@@ -20,6 +20,7 @@ USES_ALL = [
   "iid",
   "dirichlet:0.5,min_size=1",
   "dirichlet:0.1,min_size=1,balanced=true",
+  "affected_dirichlet:0.5,affected=7,min_size=1",
   "inner_dirichlet:0.2",
   "dual_dirichlet:2,min_size=1",
   "class_shares:low=2,high=3",
