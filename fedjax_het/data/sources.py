@@ -148,12 +148,14 @@ def _cifar10(data_dir) -> Dataset:
         source=str(path),
         licence="none stated (Krizhevsky, for research)",
       )
+  packed = any((place / _jpeg.FILE).is_file() for place in looked)
   raise missing(
     "cifar10",
     f"{_cifar.ARCHIVE} or {_cifar.FOLDER}/{_cifar.TRAIN[0]}",
     looked,
     names,
-    "run `python -m fedjax_het.data.download cifar10`",
+    "run `python -m fedjax_het.data.download cifar10`"
+    + (f", or use cifar10_jpeg: {_jpeg.FILE} is there" if packed else ""),
   )
 
 

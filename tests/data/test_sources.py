@@ -185,6 +185,8 @@ def test_jpegs_are_decoded(tmp_path):
   got = sources.load("cifar10_jpeg", tmp_path)
   assert got.train_x.shape == (3, 32, 32, 3)
   assert got.test_y.tolist() == [2]
+  with pytest.raises(UserError, match="or use cifar10_jpeg: .* is there"):
+    sources.load("cifar10", tmp_path)
 
 
 @pytest.mark.parametrize(
