@@ -1,6 +1,5 @@
 """What `cellm` reports: verdicts, headlines, and where the masks are."""
 
-import io
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -16,7 +15,7 @@ from fedjax_het.core.types import Rows
 from fedjax_het.models.lora import Adapted
 from fedjax_het.training.arms import Arm
 from fedjax_het.training.files import write_bytes_atomic
-from fedjax_het.training.plots import format_bytes
+from fedjax_het.training.plots import format_bytes, png
 from fedjax_het.training.report import markdown_table
 from fedjax_het.training.stats import (
   Verdict,
@@ -285,7 +284,4 @@ def save_masks(path: pathlib.Path, masks: Mapping[str, Masks]) -> None:
     axes.set_xlabel("rounds")
     figure.colorbar(image, ax=axes, label="kept (%)")
   panels[0].set_yticks(range(tall), next(iter(masks.values())).names)
-  buffer = io.BytesIO()
-  # no version and date inside: equal results give equal files
-  figure.savefig(buffer, format="png", metadata={"Software": None})
-  write_bytes_atomic(path, buffer.getvalue())
+  write_bytes_atomic(path, png(figure))

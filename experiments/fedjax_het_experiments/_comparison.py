@@ -6,6 +6,7 @@ its own partition.  Tuning looks only at the clients' own test splits, never at
 the held-out data that the report shows.
 """
 
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -49,7 +50,9 @@ class Method(NamedTuple):
   select: Callable[[int, int], Select | Selector] | None = None
 
 
-class _Run(NamedTuple):
+class Run(NamedTuple):
+  """What the checkpoints of a comparison hold, stacked over the runs."""
+
   rate: Array
   train: rounds.TrainState
 
@@ -106,6 +109,11 @@ def compare(
   return arms, chosen
 
 
+def folder(setting: Setting, phase: str, name: str) -> pathlib.Path:
+  """Where a method's runs are kept; phase is "tune" or "final"."""
+  return setting.workdir / phase / name.replace(" ", "_")
+
+
 def widest(setting: Setting, seeds: Sequence[int], tune_seeds: int) -> int:
   """The most rows that a client holds in any run of a comparison."""
   trial = [TUNE_SEEDS + i for i in range(tune_seeds)]
@@ -137,7 +145,7 @@ def _run(setting, method, phase, data, rates, seeds):
     rate, seed = pair
     key = jax.random.key(seed)
     state = rounds.init_state(method.build(rate), key, clients, select)
-    return _Run(rate, state)
+    return Run(rate, state)
 
   on_cpu = jax.default_backend() == "cpu"
   spread = mesh.client_mesh() if on_cpu and jax.device_count() > 1 else None
@@ -156,7 +164,7 @@ def _run(setting, method, phase, data, rates, seeds):
         _evaluation(setting, algorithm, chunk),
       )
       state, history = one(run.train, data)
-      return _Run(run.rate, state), history
+      return Run(run.rate, state), history
 
     return sweep.over_runs(
       block,
@@ -184,7 +192,7 @@ def _run(setting, method, phase, data, rates, seeds):
     data,
     rounds_per_block=setting.eval_every,
     num_blocks=setting.rounds // setting.eval_every,
-    workdir=setting.workdir / phase / method.name.replace(" ", "_"),
+    workdir=folder(setting, phase, method.name),
     config={
       **setting.config,
       "method": method.name,

@@ -1,6 +1,5 @@
 """A Gantt picture of a schedule: who trained when, and in which group."""
 
-import io
 import pathlib
 from collections.abc import Sequence
 
@@ -8,7 +7,7 @@ import numpy as np
 
 from fedjax_het.devices.events import Merge, Simulation, Task
 from fedjax_het.training.files import write_bytes_atomic
-from fedjax_het.training.plots import COLOURS
+from fedjax_het.training.plots import COLOURS, png
 from fedjax_het_experiments._async_runs import Contender, Problem
 
 
@@ -33,7 +32,7 @@ def save_gantt(
   order = np.argsort(-problem.speeds)
   height = {int(client): place for place, client in enumerate(order)}
   tall = 0.18 * len(order) + 0.7
-  figure = Figure((10, tall * len(rows) + 0.3), layout="constrained")
+  figure = Figure((10, tall * len(rows) + 0.3), dpi=150, layout="constrained")
   panels = figure.subplots(len(rows), 1, squeeze=False, sharex=True)[:, 0]
   for axes, (contender, knob) in zip(panels, rows, strict=True):
     tasks, merges = _played(problem, contender, knob, until)
@@ -58,9 +57,7 @@ def save_gantt(
     "virtual seconds; a bar is a client at work, its colour its group, a line "
     "a merge"
   )
-  buffer = io.BytesIO()
-  figure.savefig(buffer, format="png", dpi=150)
-  write_bytes_atomic(path, buffer.getvalue())
+  write_bytes_atomic(path, png(figure))
   return path
 
 

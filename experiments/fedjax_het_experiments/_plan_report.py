@@ -1,6 +1,5 @@
 """The report of `long_context_step`: verdicts, a table, a picture."""
 
-import io
 import pathlib
 from collections.abc import Sequence
 
@@ -8,7 +7,7 @@ import numpy as np
 from rich.console import Console
 
 from fedjax_het.training.files import write_bytes_atomic, write_text_atomic
-from fedjax_het.training.plots import COLOURS, STYLES
+from fedjax_het.training.plots import COLOURS, STYLES, png
 from fedjax_het.training.report import (
   markdown_table,
   run_facts,
@@ -205,6 +204,4 @@ def draw(arms: Sequence[Arm]) -> bytes:
     axes.invert_yaxis()
   for axes in (losses, times, degrees):
     axes.spines[["top", "right"]].set_visible(False)
-  buffer = io.BytesIO()
-  figure.savefig(buffer, format="png", metadata={"Software": None})
-  return buffer.getvalue()
+  return png(figure)

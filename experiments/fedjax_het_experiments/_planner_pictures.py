@@ -1,6 +1,5 @@
 """Pictures of `plan_bench`: speed-ups, and who computes what when."""
 
-import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,6 +7,7 @@ import numpy as np
 
 from fedjax_het.seqpar.schedule import starts
 from fedjax_het.seqpar.types import Plan
+from fedjax_het.training.plots import png
 
 _INK, _FAINT, _IDLE = "#333333", "#8A8A8A", "#E4E4E4"
 _TITLES = {
@@ -177,6 +177,4 @@ def _png(draw: Callable, size: tuple[float, float]) -> bytes:
   with matplotlib.rc_context(_STYLE):
     figure = Figure(size, dpi=130, layout="constrained")
     draw(figure)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-  return buffer.getvalue()
+    return png(figure)

@@ -1,7 +1,5 @@
 """Figures of `fed_spine`: simulated time by round, densities, three judges."""
 
-import io
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,14 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_het.core import evaluate, rounds
-from fedjax_het.core.types import Algorithm, Array, Examples
-from fedjax_het.training import metrics, run
+from fedjax_het.core import evaluate
+from fedjax_het.core.types import Algorithm, Examples
+from fedjax_het.training import metrics
 from fedjax_het.training.arms import Arm
-from fedjax_het.training.checkpoint import Checkpointer
 from fedjax_het.training.files import write_bytes_atomic
-from fedjax_het.training.plots import COLOURS, STYLES
+from fedjax_het.training.plots import COLOURS, STYLES, png
 from fedjax_het.training.report import markdown_table
+from fedjax_het_experiments import _final_runs
 from fedjax_het_experiments._comparison import Method
 from fedjax_het_experiments._dealing import deal
 from fedjax_het_experiments._setting import Setting
@@ -38,13 +36,6 @@ class Curves(NamedTuple):
   sparsity: np.ndarray
   rank: np.ndarray
   kept: Mapping[str, np.ndarray]
-
-
-class _Run(NamedTuple):
-  """What the checkpoints of a comparison hold, see `_comparison`."""
-
-  rate: Array
-  train: rounds.TrainState
 
 
 def summarise(cohort: Any) -> dict[str, np.ndarray]:
@@ -68,15 +59,13 @@ def summarise(cohort: Any) -> dict[str, np.ndarray]:
   }
 
 
-def folder(setting: Setting, name: str) -> pathlib.Path:
-  """Where `compare` keeps the final runs of a method."""
-  return setting.workdir / "final" / name.replace(" ", "_")
-
-
 def curves(setting: Setting, name: str) -> Curves:
   """What a method's final runs recorded, by round."""
-  records = metrics.read_jsonl(folder(setting, name) / run.METRICS)
-  each = [record for record in records if "round_seconds" in record]
+  each = [
+    record
+    for record in _final_runs.records(setting, name)
+    if "round_seconds" in record
+  ]
 
   def curve(key):
     return np.array([record[key] for record in each], np.float64).T
@@ -114,22 +103,8 @@ def judged(
     size: how many held-out examples clients' own structures are judged on.
   """
   algorithm = method.build(jnp.float32(0))
-  data, where = deal(setting, seeds), folder(setting, method.name)
-
-  def start(seed):
-    key = jax.random.key(seed)
-    return rounds.init_state(algorithm, key, setting.num_clients)
-
-  like = _Run(
-    jnp.ones(len(seeds)),
-    jax.jit(lambda seeds: jax.lax.map(start, seeds))(
-      jnp.asarray(seeds, jnp.uint32)
-    ),
-  )
-  config = json.loads((where / run.CONFIG).read_text())
-  with Checkpointer(where / run.CHECKPOINTS, config) as checkpoints:
-    _, last = checkpoints.restore(like)
-  some = Examples(data.heldout.x[:size], data.heldout.y[:size])
+  heldout = deal(setting, seeds).heldout
+  some = Examples(heldout.x[:size], heldout.y[:size])
 
   @jax.jit
   def all_three(state, heldout, some):
@@ -146,10 +121,8 @@ def judged(
     return [jnp.mean(own), *both]
 
   found = [
-    all_three(
-      jax.tree.map(lambda leaf, s=s: leaf[s], last.train), data.heldout, some
-    )
-    for s in range(len(seeds))
+    all_three(state, heldout, some)
+    for state in _final_runs.last_states(setting, method, seeds)
   ]
   columns = np.asarray(found, np.float64).T
   return dict(zip(JUDGES, columns, strict=True))
@@ -242,10 +215,7 @@ def _save(path, draw) -> pathlib.Path:
   axes.spines[["right", "top"]].set_visible(False)
   axes.grid(axis="y", color="#E3E3E3")
   axes.set_axisbelow(True)
-  buffer = io.BytesIO()
-  # no version and date inside: equal results give equal files
-  figure.savefig(buffer, format="png", metadata={"Software": None})
-  write_bytes_atomic(path, buffer.getvalue())
+  write_bytes_atomic(path, png(figure))
   return path
 
 

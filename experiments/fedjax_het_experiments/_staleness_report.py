@@ -1,6 +1,5 @@
 """What `staleness` reports: the affected class, errors over time, verdicts."""
 
-import io
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,7 +9,7 @@ import numpy as np
 from fedjax_het.training.arms import Arm
 from fedjax_het.training.files import write_bytes_atomic
 from fedjax_het.training.metrics import Record, read_jsonl
-from fedjax_het.training.plots import COLOURS, draw_accuracy_rounds
+from fedjax_het.training.plots import COLOURS, draw_accuracy_rounds, png
 from fedjax_het.training.report import markdown_table, write_report
 from fedjax_het.training.run import METRICS
 from fedjax_het.training.stats import (
@@ -303,7 +302,4 @@ def _save(path: pathlib.Path, size, panels: int, draw: Any) -> None:
   for axes in figure.axes:
     axes.spines[["right", "top"]].set_visible(False)
     axes.set_axisbelow(True)
-  buffer = io.BytesIO()
-  # no version and date inside: equal results give equal files
-  figure.savefig(buffer, format="png", metadata={"Software": None})
-  write_bytes_atomic(path, buffer.getvalue())
+  write_bytes_atomic(path, png(figure))

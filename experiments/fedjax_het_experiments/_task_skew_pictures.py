@@ -1,6 +1,5 @@
 """Pictures of `task_skew`: ratios with their intervals, and curves of loss."""
 
-import io
 import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fedjax_het.training.files import write_bytes_atomic
-from fedjax_het.training.plots import COLOURS, STYLES
+from fedjax_het.training.plots import COLOURS, STYLES, png
 from fedjax_het.training.stats import Interval, mean_interval
 from fedjax_het_experiments._task_skew_runs import (
   EMBEDDING,
@@ -101,8 +100,5 @@ def _save(
   for axes in figure.axes:
     axes.spines[["right", "top"]].set_visible(False)
     axes.set_axisbelow(True)
-  buffer = io.BytesIO()
-  # no version and date inside: equal results give equal files
-  figure.savefig(buffer, format="png", metadata={"Software": None})
-  write_bytes_atomic(path, buffer.getvalue())
+  write_bytes_atomic(path, png(figure))
   return path

@@ -14,7 +14,6 @@ Expected: experiments/results/bench_masks/.
 """
 
 import functools
-import io
 import os
 import pathlib
 import statistics
@@ -32,7 +31,7 @@ from fedjax_het import models
 from fedjax_het.core.errors import UserError
 from fedjax_het.masks import personal
 from fedjax_het.training.files import write_bytes_atomic
-from fedjax_het.training.plots import COLOURS, format_bytes
+from fedjax_het.training.plots import COLOURS, format_bytes, png
 from fedjax_het_experiments import _flags
 from fedjax_het_experiments._bench_report import write_bench
 from fedjax_het_kernels.masked_matmul.op import unpack_rows
@@ -201,9 +200,7 @@ def draw(points: list[dict], path: pathlib.Path) -> None:
   left.yaxis.set_major_formatter(lambda value, _: format_bytes(value))
   right.yaxis.set_major_formatter("{x:g}")
   left.legend(frameon=False)
-  buffer = io.BytesIO()
-  figure.savefig(buffer, format="png", metadata={"Software": None})
-  write_bytes_atomic(path, buffer.getvalue())
+  write_bytes_atomic(path, png(figure))
 
 
 def main(argv: list[str]) -> None:

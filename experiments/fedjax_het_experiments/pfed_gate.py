@@ -22,43 +22,21 @@ Expected (measured): FAIL, FAIL (1.6 and 2.2 points lost), PASS, FAIL (as
 declared), NULL.
 """
 
-import json
 import time
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import optax
 
 from fedjax_het import models
-from fedjax_het.algorithms import (
-  fed_mask,
-  gate_judge,
-  gating,
-  hetero_fl,
-  pfed_gate,
-)
-from fedjax_het.core import rounds
-from fedjax_het.core.types import Array
+from fedjax_het.algorithms import fed_mask, gating, hetero_fl, pfed_gate
 from fedjax_het.data import sources
 from fedjax_het.masks import tree
-from fedjax_het.training import run
-from fedjax_het.training.arms import Arm
-from fedjax_het.training.checkpoint import Checkpointer
-from fedjax_het.training.metrics import read_jsonl
-from fedjax_het.training.report import markdown_table, write_report
-from fedjax_het.training.stats import (
-  Interval,
-  Verdict,
-  bootstrap_interval,
-  judge,
-)
+from fedjax_het.training.report import write_report
 from fedjax_het_experiments import _flags, _shelf
+from fedjax_het_experiments import _gate_report as report
 from fedjax_het_experiments._comparison import Method, compare
-from fedjax_het_experiments._dealing import deal, of_seed
-from fedjax_het_experiments._setting import Setting, from_flags
+from fedjax_het_experiments._gate_report import GATED
+from fedjax_het_experiments._setting import from_flags
 
 # shown name -> name on the shelf
 _SHELF = {
@@ -74,25 +52,6 @@ _WIDTHS = (1.0, 0.5, 0.25)  # rates of HeteroFL's clients, in turn
 _RATES = tuple((r, g) for r in (0.3, 1.0, 2.0) for g in (0.1, 1.0))
 # Scores of masks start at 1, and a round has few steps to reach a threshold.
 _MASK_RATES = tuple((r, t) for r in (0.07, 0.1, 0.14) for t in (0.5, 0.6))
-DENSITIES = (1.0, 0.5, 0.3)
-TOGETHER = (1, 128)
-
-
-def gated(density: float, counted: bool = True) -> str:
-  """The name of an arm."""
-  return f"pFedGate s={density:g}" + ("" if counted else ", plain mean")
-
-
-GATED = {gated(d): (d, True) for d in DENSITIES} | {
-  gated(0.5, counted=False): (0.5, False)
-}
-
-
-class _Run(NamedTuple):
-  """What the checkpoints of a comparison hold, see `_comparison`."""
-
-  rate: Array
-  train: rounds.TrainState
 
 
 def methods(
@@ -150,132 +109,6 @@ def _gated(input_shape, problem, density, counted):
   )
 
 
-def verdicts(arms: Mapping[str, Arm]) -> list[Verdict]:
-  """What the runs say about the clients' mean accuracy, in points."""
-
-  def difference(a, b) -> Interval:
-    return bootstrap_interval(100 * (arms[a].final - arms[b].final))
-
-  def verdict(claim, criterion, gap, outcome):
-    measured = f"{gap.mean:+.2f} points"
-    return Verdict(claim, criterion, measured, gap, gap.seeds, outcome)
-
-  dense, half = gated(1.0), gated(0.5)
-  rows = []
-  for density in DENSITIES[1:]:
-    gap = difference(gated(density), dense)
-    rows.append(
-      verdict(
-        f"s={density:g} is within a point of s=1",
-        "difference >= -1",
-        gap,
-        judge(gap, at_least=-1.0),
-      )
-    )
-  gap = difference(half, "FedAvg")
-  rows.append(
-    verdict(
-      "s=0.5 is far above FedAvg (published +4.7)",
-      "difference >= 2",
-      gap,
-      judge(gap, at_least=2.0),
-    )
-  )
-  gap = difference(half, "FedAvg + fine-tuning")
-  rows.append(
-    verdict(
-      "s=0.5 beats FedAvg + fine-tuning (published +4.1)",
-      "difference > 0; declared not to reproduce",
-      gap,
-      "PASS" if gap.low > 0 else "FAIL",
-    )
-  )
-  gap = difference(half, gated(0.5, counted=False))
-  rows.append(
-    verdict(
-      "counting a block's holders beats the plain mean",
-      "> 0 PASS; within 1 point of 0: NULL, as expected",
-      gap,
-      "PASS" if gap.low > 0 else judge(gap, null_within=1.0),
-    )
-  )
-  return rows
-
-
-def levels(
-  setting: Setting, method: Method, seeds: Sequence[int]
-) -> dict[int, np.ndarray]:
-  """Clients' accuracies when the gate looks at test inputs, per `TOGETHER`.
-
-  Args:
-    setting: of the comparison.
-    method: a gated one, run by `compare` on `seeds`.
-    seeds: of the final runs.
-
-  Returns:
-    Test examples that share a network -> f64[S, N].
-  """
-  density, _ = GATED[method.name]
-  data, folder = deal(setting, seeds), _folder(setting, method.name)
-  width = len(method.rates[0])
-
-  def start(seed):
-    algorithm = method.build(jnp.ones(width))
-    key = jax.random.key(seed)
-    return rounds.init_state(algorithm, key, setting.num_clients)
-
-  like = _Run(
-    jnp.ones((len(seeds), width)),
-    jax.jit(jax.vmap(start))(jnp.asarray(seeds, jnp.uint32)),
-  )
-  config = json.loads((folder / run.CONFIG).read_text())
-  with Checkpointer(folder / run.CHECKPOINTS, config) as checkpoints:
-    _, last = checkpoints.restore(like)
-  input_shape = setting.dataset.train_x.shape[1:]
-  made = gating(setting.model, input_shape, density=density)
-  found = {}
-  for together in TOGETHER:
-    judged = jax.jit(gate_judge(setting.model, made, together=together))
-    each = []
-    for s in range(len(seeds)):
-      mine = of_seed(data, s)
-      each.append(judged(jax.tree.map(lambda x, s=s: x[s], last.train), mine))
-    found[together] = np.asarray(each, np.float64)
-  return found
-
-
-def costs(setting: Setting, name: str) -> dict[str, np.ndarray]:
-  """Means over rounds of what clients reported: density and sent, f64[S]."""
-  records = read_jsonl(_folder(setting, name) / run.METRICS)
-  return {
-    key: np.mean([r[key] for r in records if key in r], axis=0)
-    for key in ("density", "sent")
-  }
-
-
-def _folder(setting, name):
-  """Where `compare` keeps the final runs of a method."""
-  return setting.workdir / "final" / name.replace(" ", "_")
-
-
-def table(arms, by_level, spent) -> str:
-  """The gated arms: accuracy by evaluation, density and what travels up."""
-  rows = []
-  for name, found in by_level.items():
-    clients = [arms[name].client_accuracy, *found.values()]
-    figures = [100 * each.mean(axis=1) for each in clients]
-    figures += [100 * spent[name][key] for key in ("density", "sent")]
-    rows.append([name, *(_plus_minus(figure) for figure in figures)])
-  head = ["arm", "client level (%)"]
-  head += [f"batch-{together} (%)" for together in TOGETHER]
-  return markdown_table([*head, "used in a batch (%)", "sent up (%)"], rows)
-
-
-def _plus_minus(values: np.ndarray) -> str:
-  spread = f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else ""
-  return f"{values.mean():.2f}{spread}"
-
-
 def main(argv: list[str]) -> None:
   del argv
   started = time.monotonic()
@@ -297,21 +130,22 @@ def main(argv: list[str]) -> None:
     setting, shelf, seeds=seeds, tune_seeds=_flags.TUNE_SEEDS.value
   )
   by_name = {arm.name: arm for arm in arms}
-  by_level = {
-    method.name: levels(setting, method, seeds)
+  gates = {
+    method.name: report.gates(setting, method, seeds)
     for method in shelf
     if method.name in GATED
   }
-  spent = {name: costs(setting, name) for name in by_level}
+  report.save_density(setting.workdir / "density.png", gates)
   write_report(
     setting.workdir,
     f"pFedGate on {dataset.name}, {_flags.PARTITION.value}",
     arms,
-    verdicts(by_name),
+    report.verdicts(by_name),
     seconds=time.monotonic() - started,
     notes=[
       "Accuracy is the mean over clients on their own test splits.",
-      "## Three evaluations of the gate\n\n" + table(by_name, by_level, spent),
+      "## Three evaluations of the gate\n\n"
+      + report.accuracy_table(by_name, gates),
       "Client level: one network a client, gated by the mean over its training "
       "inputs; the verdicts use it. Batch-1: each test example has a network "
       "of its own, with the training inputs' statistics in the gate's norms. "
@@ -321,6 +155,10 @@ def main(argv: list[str]) -> None:
       "seeds; the last two columns are means over rounds and clients: "
       "parameters used in a batch, and those used in at least one batch of a "
       "round, which travel up.",
+      "## Density of each layer\n\n" + report.density_table(gates),
+      "At client level, mean over seeds and clients and [least, most] of a "
+      "client; biases are not counted.",
+      "![Density of each layer](density.png)",
       f"HeteroFL's clients have rates {', '.join(map(str, _WIDTHS))} in turn. "
       "FedMask trains no weights: each client masks its own half of the units "
       "of a random network, one bit a weight. "

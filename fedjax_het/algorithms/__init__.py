@@ -28,7 +28,7 @@ from fedjax_het.algorithms._fed_tiny import fed_tiny
 from fedjax_het.algorithms._fine_tuned import fine_tuned
 from fedjax_het.algorithms._flasc import federated_select, flasc
 from fedjax_het.algorithms._gate import gating
-from fedjax_het.algorithms._gate_judge import gate_judge
+from fedjax_het.algorithms._gate_judge import gate_density, gate_judge
 from fedjax_het.algorithms._gradient_inversion import Search
 from fedjax_het.algorithms._het_lora import het_lora
 from fedjax_het.algorithms._hetero_fl import hetero_fl
@@ -86,6 +86,7 @@ __all__ = [
   "ffa_lora",
   "fine_tuned",
   "flasc",
+  "gate_density",
   "gate_judge",
   "gating",
   "het_lora",

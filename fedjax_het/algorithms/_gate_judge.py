@@ -1,8 +1,9 @@
-"""Evaluations of pFedGate in which the gate looks at test inputs.
+"""What trained gates do: two more evaluations of pFedGate, and densities.
 
 `core.evaluate` judges a client at client level: one network for all its test
 examples, gated by its training inputs.  Here are the two other readings, each
-example alone and the paper's, in which test examples share a network.
+example alone and the paper's, in which test examples share a network; and how
+much of each layer the networks at client level use.
 """
 
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from fedjax_het.core.cohort import client_data
 from fedjax_het.core.errors import UserError
 from fedjax_het.core.rounds import TrainState
 from fedjax_het.core.types import Array, FederatedData, Model
+from fedjax_het.masks import tree
 
 
 def gate_judge(
@@ -91,3 +93,28 @@ def gate_judge(
     return jax.lax.map(one, (jnp.arange(data.num_clients), state.clients))
 
   return accuracy
+
+
+def gate_density(
+  gating: Gating,
+) -> Callable[[TrainState, FederatedData], dict[str, Array]]:
+  """Share of each layer that the clients' networks use, at client level.
+
+  Args:
+    gating: of `pfed_gate`.
+
+  Returns:
+    (state, data) -> layer's name to f32[N], in [0, 1]; biases are not counted.
+  """
+
+  def density(state, data):
+    def one(args):
+      client, kept = args
+      phi = _memory.recall(kept, state.server.gate)
+      scores, _ = gating.of_client(phi, client_data(data, client))
+      _, used = gating.factors(scores)
+      return tree.layer_density(gating.blocks.expand(used))
+
+    return jax.lax.map(one, (jnp.arange(data.num_clients), state.clients))
+
+  return density

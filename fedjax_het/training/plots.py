@@ -238,6 +238,16 @@ def format_joules(value: float) -> str:
   return f"{value:.3g} MJ"
 
 
+def png(figure: Any) -> bytes:
+  """A matplotlib figure as a PNG without version and date.
+
+  Equal results give equal bytes; write them with `files.write_bytes_atomic`.
+  """
+  buffer = io.BytesIO()
+  figure.savefig(buffer, format="png", metadata={"Software": None})
+  return buffer.getvalue()
+
+
 def _save(
   path: pathlib.Path, panels: Sequence[Callable], legend: bool
 ) -> pathlib.Path:
@@ -260,10 +270,7 @@ def _save(
         handlelength=2.8,
         fontsize=9,
       )
-    buffer = io.BytesIO()
-    # No version and date inside: equal results give equal files.
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-  write_bytes_atomic(path, buffer.getvalue())
+    write_bytes_atomic(path, png(figure))
   return path
 
 

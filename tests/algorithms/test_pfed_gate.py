@@ -15,6 +15,7 @@ from fedjax_het import models
 from fedjax_het.algorithms import (
   _blocks,
   fed_avg,
+  gate_density,
   gate_judge,
   gating,
   pfed_gate,
@@ -141,6 +142,23 @@ def _test_arrays(k):
   rows = np.asarray(tiny.data().test.index[k])
   x = np.asarray(tiny.data().examples.x, np.float64)[rows]
   return x, np.asarray(tiny.data().examples.y)[rows]
+
+
+def test_densities_equal_the_loop():
+  _, last = _accuracies(None)
+  gated = oracles.Gated(SHAPES, 5, DENSITY)
+  got = jax.jit(gate_density(_gating()))(last, tiny.data())
+  for k in CLIENTS:
+    kept = federation.of_client(last.clients, k)
+    phi = _float64(kept.tree if kept.seen else last.server.gate)
+    train = oracles.client_arrays(tiny.data(), k)[0][:, None]
+    chosen = gated.choose(oracles.gate(phi, train).mean(0))
+    mask = gated.apply([np.ones(shape) for shape in SHAPES], chosen)
+    np.testing.assert_allclose(
+      [float(values[k]) for values in got.values()],
+      [leaf.mean() for leaf in mask],
+      rtol=1e-6,
+    )
 
 
 @pytest.mark.parametrize("together", [None, 1, 3, 128])

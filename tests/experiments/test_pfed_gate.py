@@ -8,10 +8,11 @@ import pytest
 import tiny
 
 from fedjax_het.training.arms import Arm
+from fedjax_het_experiments import _gate_report as report
 from fedjax_het_experiments import _shelf
 from fedjax_het_experiments import pfed_gate as binary
 
-NAMES = (*binary._SHELF, binary.HETERO_FL, *binary.GATED, binary.FED_MASK)
+NAMES = (*binary._SHELF, binary.HETERO_FL, *report.GATED, binary.FED_MASK)
 
 
 def _verdicts(final):
@@ -22,7 +23,7 @@ def _verdicts(final):
     end = 0.8 + level + final.get(name, 0.0) + rng.normal(scale=5e-4, size=5)
     accuracy = np.stack([np.full(5, 0.3), end], axis=1)
     arms[name] = Arm(name, np.array([1, 2]), accuracy)
-  return [verdict.outcome for verdict in binary.verdicts(arms)]
+  return [verdict.outcome for verdict in report.verdicts(arms)]
 
 
 def test_verdicts():
@@ -30,10 +31,10 @@ def test_verdicts():
   assert expected == ["PASS", "PASS", "PASS", "FAIL", "NULL"]
   assert _verdicts({})[2:4] == ["FAIL", "FAIL"]
   # better than dense is within a point, too; 3 points below is not
-  sparse = {binary.gated(0.5): 0.03, binary.gated(0.3): -0.03}
+  sparse = {report.gated(0.5): 0.03, report.gated(0.3): -0.03}
   assert _verdicts(sparse) == ["PASS", "FAIL", "PASS", "PASS", "PASS"]
   # the plain mean far ahead is neither a gain nor the declared null
-  assert _verdicts({binary.gated(0.5, counted=False): 0.03})[4] == "FAIL"
+  assert _verdicts({report.gated(0.5, counted=False): 0.03})[4] == "FAIL"
 
 
 def test_every_arm_is_tuned_with_the_same_effort():
@@ -76,3 +77,5 @@ def test_the_binary(source_env, tmp_path):
   )
   used, sent = (float(cell.split("±")[0]) for cell in row.split("|")[-3:-1])
   assert 20 < used <= 30 and sent >= used
+  assert "| pFedGate s=1 | 100.0 [100.0, 100.0] |" in text
+  assert (tmp_path / "density.png").stat().st_size > 10_000
