@@ -104,17 +104,20 @@ def verdicts(arms: Mapping[str, Arm]) -> list[Verdict]:
   return rows
 
 
-def gates(setting: Setting, method: Method, seeds: Sequence[int]) -> Gates:
+def gates(
+  setting: Setting, method: Method, seeds: Sequence[int], parts: int
+) -> Gates:
   """Looks at the last states and the records of a gated method.
 
   Args:
     setting: of the comparison.
     method: one of `GATED`, run by `compare` on `seeds`.
     seeds: of the final runs.
+    parts: B, blocks of a tensor.
   """
   density, _ = GATED[method.name]
   data, shape = deal(setting, seeds), setting.dataset.train_x.shape[1:]
-  made = gating(setting.model, shape, density=density)
+  made = gating(setting.model, shape, density=density, parts=parts)
   states = _final_runs.last_states(setting, method, seeds)
 
   def of_each(figure):

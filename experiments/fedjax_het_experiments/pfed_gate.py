@@ -26,6 +26,7 @@ import time
 
 import jax
 import optax
+from absl import flags
 
 from fedjax_het import models
 from fedjax_het.algorithms import fed_mask, gating, hetero_fl, pfed_gate
@@ -37,6 +38,13 @@ from fedjax_het_experiments import _gate_report as report
 from fedjax_het_experiments._comparison import Method, compare
 from fedjax_het_experiments._gate_report import GATED
 from fedjax_het_experiments._setting import from_flags
+
+_PARTS = flags.DEFINE_integer(
+  "pfed_gate_parts",
+  5,
+  "B, blocks of a tensor: with few of them a budget is not used up.",
+  lower_bound=1,
+)
 
 # shown name -> name on the shelf
 _SHELF = {
@@ -55,7 +63,7 @@ _MASK_RATES = tuple((r, t) for r in (0.07, 0.1, 0.14) for t in (0.5, 0.6))
 
 
 def methods(
-  input_shape: tuple[int, ...], problem: _shelf.Problem
+  input_shape: tuple[int, ...], problem: _shelf.Problem, parts: int
 ) -> list[Method]:
   """Seven baselines, three densities and the plain mean, six trials each."""
   names = list(_SHELF.values())
@@ -73,7 +81,7 @@ def methods(
 
   found.append(Method(HETERO_FL, narrow, _shelf.RATES))
   found += [
-    Method(name, _gated(input_shape, problem, *of), _RATES)
+    Method(name, _gated(input_shape, problem, parts, *of), _RATES)
     for name, of in GATED.items()
   ]
   found.append(Method(FED_MASK, _masked(problem), _MASK_RATES))
@@ -96,8 +104,8 @@ def _masked(problem):
   )
 
 
-def _gated(input_shape, problem, density, counted):
-  made = gating(problem.model, input_shape, density=density)
+def _gated(input_shape, problem, parts, density, counted):
+  made = gating(problem.model, input_shape, density=density, parts=parts)
   return lambda both: pfed_gate(
     problem.model,
     made,
@@ -116,7 +124,7 @@ def main(argv: list[str]) -> None:
   model = models.build(
     _flags.MODEL.value, dataset.train_x.shape[1:], dataset.num_classes
   )
-  setting = from_flags(dataset, model)
+  setting = from_flags(dataset, model, (_PARTS,))
   problem = _shelf.Problem(
     model,
     setting.num_clients,
@@ -124,14 +132,14 @@ def main(argv: list[str]) -> None:
     _flags.LOCAL_EPOCHS.value,
     cohort_steps=0,  # nothing is centralised here
   )
-  shelf = methods(dataset.train_x.shape[1:], problem)
+  shelf = methods(dataset.train_x.shape[1:], problem, _PARTS.value)
   seeds = _flags.SEEDS.value
   arms, rates = compare(
     setting, shelf, seeds=seeds, tune_seeds=_flags.TUNE_SEEDS.value
   )
   by_name = {arm.name: arm for arm in arms}
   gates = {
-    method.name: report.gates(setting, method, seeds)
+    method.name: report.gates(setting, method, seeds, _PARTS.value)
     for method in shelf
     if method.name in GATED
   }
@@ -157,7 +165,9 @@ def main(argv: list[str]) -> None:
       "round, which travel up.",
       "## Density of each layer\n\n" + report.density_table(gates),
       "At client level, mean over seeds and clients and [least, most] of a "
-      "client; biases are not counted.",
+      "client; biases are not counted. A tensor has "
+      f"{_PARTS.value} blocks, the first is always used, and a budget buys "
+      "whole blocks.",
       "![Density of each layer](density.png)",
       f"HeteroFL's clients have rates {', '.join(map(str, _WIDTHS))} in turn. "
       "FedMask trains no weights: each client masks its own half of the units "

@@ -39,7 +39,7 @@ def test_verdicts():
 
 def test_every_arm_is_tuned_with_the_same_effort():
   problem = _shelf.Problem(tiny.mlp(), 7, 8, 1, cohort_steps=0)
-  methods = binary.methods(tiny.INPUT_SHAPE, problem)
+  methods = binary.methods(tiny.INPUT_SHAPE, problem, 5)
   assert [method.name for method in methods] == list(NAMES)
   assert {len(set(method.rates)) for method in methods} == {6}
   assert {method.judged_by for method in methods} == {"client_mean"}
