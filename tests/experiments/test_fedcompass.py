@@ -10,6 +10,7 @@ from absl import flags
 
 from fedjax_het.training.arms import Arm
 from fedjax_het_experiments import _async_runs
+from fedjax_het_experiments import _compass_report as report
 from fedjax_het_experiments import fedcompass as binary
 
 
@@ -23,14 +24,14 @@ def arm(name, speed, final, seeds=5):
 
 
 def arms(compass, others=0.8):
-  names = ["FedAvg", *binary.ASYNCHRONOUS]
+  names = ["FedAvg", *report.ASYNCHRONOUS]
   return [arm(n, 0.1, others) for n in names] + [
-    arm(binary.COMPASS, compass, 0.8)
+    arm(report.COMPASS, compass, 0.8)
   ]
 
 
 def outcomes(fleet, *args):
-  return [v.outcome for v in binary.verdicts(fleet, arms(*args), 0.6)]
+  return [v.outcome for v in report.verdicts(fleet, arms(*args), 0.6)]
 
 
 def test_verdicts():
@@ -43,9 +44,9 @@ def test_verdicts():
 
 def test_the_ratio_is_of_times_to_the_target():
   """1 - exp(-0.3 t) = 3 / 4 takes a third of the time of 1 - exp(-0.1 t)."""
-  ratio = binary.geometric(binary.ratios(arms(0.3), 0.6)[binary.COMPASS])
+  ratio = report.geometric(report.ratios(arms(0.3), 0.6)[report.COMPASS])
   assert ratio.mean == pytest.approx(1 / 3, rel=0.15)
-  never = binary.ratios([*arms(0.3), arm("slow", 0.001, 0.8)], 0.6)["slow"]
+  never = report.ratios([*arms(0.3), arm("slow", 0.001, 0.8)], 0.6)["slow"]
   assert (never > 2).all() and np.isfinite(never).all()
 
 
@@ -67,7 +68,7 @@ def test_every_contender_tries_as_much_and_keeps_clients_busy():
       assert found["merges"] > 5
     busy[contender.name] = found["busy"]
   assert busy["FedAsync"] > 0.99 and busy["FedAvg"] < 0.7
-  assert busy[binary.COMPASS] > busy["FedAvg"] + 0.1
+  assert busy[report.COMPASS] > busy["FedAvg"] + 0.1
 
 
 @pytest.mark.slow
