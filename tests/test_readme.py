@@ -3,6 +3,8 @@
 import pathlib
 import re
 
+import jax
+
 ROOT = pathlib.Path(__file__).parents[1]
 README = ROOT / "README.md"
 
@@ -38,3 +40,20 @@ def test_asynchronous(tmp_path, monkeypatch):
   names = run(ROOT / "docs/asynchronous.md")
   assert names["result"].records[-1]["eval/accuracy"] > 0.6
   assert names["Picky"](3).start()[2].client == 2
+
+
+def test_sparse(capsys):
+  names = run(ROOT / "docs/sparse.md")
+  accuracy, state = names["history"]["eval"]["accuracy"], names["state"]
+  assert accuracy > 0.6 and capsys.readouterr().out
+  kept = names["tree"].num_kept(state.server.mask)
+  total = names["tree"].num_maskable(state.server.params)
+  assert abs(kept / total - 0.1) < 0.01
+  for name in ("sparse", "spine"):
+    step = names["rounds"].make_round(names[name], names["uniform"](10))
+    jax.eval_shape(
+      lambda data, name=name, step=step: step(
+        names["rounds"].init_state(names[name], jax.random.key(0), 20), data
+      ),
+      names["data"],
+    )
