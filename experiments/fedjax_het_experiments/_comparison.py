@@ -111,7 +111,7 @@ def compare(
 
 def folder(setting: Setting, phase: str, name: str) -> pathlib.Path:
   """Where a method's runs are kept; phase is "tune" or "final"."""
-  return setting.workdir / phase / name.replace(" ", "_")
+  return setting.workdir / phase / name.replace(" ", "_").replace("/", "_")
 
 
 def widest(setting: Setting, seeds: Sequence[int], tune_seeds: int) -> int:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from fedjax_het.training.arms import Arm
 from fedjax_het_experiments import _cellm_arms as names
 from fedjax_het_experiments import _cellm_report as report
 from fedjax_het_experiments import _cellm_tasks as tasks
+from fedjax_het_experiments import _comparison
 
 LEVELS = {
   names.DENSE: (0.80, 100),
@@ -40,6 +42,13 @@ def _arms(**changes):
     sent = cost * np.arange(1, 5)[None] * np.ones((5, 1)) * 1e4
     arms[name] = Arm(name, np.arange(1, 5), curve, sent, sent)
   return arms
+
+
+def test_every_arm_has_a_folder_of_its_own(tmp_path):
+  setting = types.SimpleNamespace(workdir=tmp_path)
+  folders = {_comparison.folder(setting, "tune", name) for name in LEVELS}
+  assert len(folders) == len(LEVELS)
+  assert {folder.parent for folder in folders} == {tmp_path / "tune"}
 
 
 def test_verdicts():
