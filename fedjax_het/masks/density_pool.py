@@ -19,8 +19,10 @@ def density_pool(
   """How many weights each layer keeps in each of C candidates.
 
   The first candidate is uniform.  In the others the logarithms of the densities
-  are normal around it, scaled until the sum is d P, with at least one weight
-  and at most all of a layer.
+  are normal around it, scaled until the sum is d P, with at most all weights of
+  a layer and at least one for each of its outputs, as far as the uniform
+  candidate has so many: a network that cannot name some classes may well have
+  the lowest loss before it is trained.
 
   Args:
     shapes: layer name -> shape, from `tree.layer_shapes`.
@@ -40,28 +42,33 @@ def density_pool(
     raise UserError(f"{size} candidates: ask for 1 or more")
   uniform = budgets.uniform(shapes, density)
   sizes = np.array([math.prod(shape) for shape in shapes.values()], float)
+  outputs = np.array([shape[-1] for shape in shapes.values()], float)
   if density * sizes.sum() < len(sizes):
     raise UserError(
       f"density {density:g} keeps less than one weight a layer: use at least "
       f"{math.ceil(1e6 * len(sizes) / sizes.sum()) / 1e6:g}"
     )
+  least = np.maximum(1, np.minimum(outputs, density * sizes)) / sizes
   rng = np.random.default_rng(seed)
   rows = [uniform]
   for _ in range(size - 1):
     raw = np.exp(spread * rng.normal(size=sizes.size))
-    rows.append(dict(zip(shapes, _scaled(raw, sizes, density), strict=True)))
+    shares = _scaled(raw, least, sizes, density)
+    rows.append(dict(zip(shapes, shares, strict=True)))
   counts = [list(budgets.counts(shapes, row).values()) for row in rows]
   return np.array(counts, np.int32)
 
 
-def _scaled(raw: np.ndarray, sizes: np.ndarray, density: float) -> np.ndarray:
-  """s raw, cut to [1 / P_l, 1], with s such that the sum is d P: bisection."""
+def _scaled(
+  raw: np.ndarray, least: np.ndarray, sizes: np.ndarray, density: float
+) -> np.ndarray:
+  """s raw, cut to [least, 1], with s such that the sum is d P: bisection."""
   low, high = 0.0, 1 / raw.min()
   for _ in range(200):
     middle = (low + high) / 2
-    kept = np.clip(middle * raw, 1 / sizes, 1)
+    kept = np.clip(middle * raw, least, 1)
     if kept @ sizes < density * sizes.sum():
       low = middle
     else:
       high = middle
-  return np.clip(high * raw, 1 / sizes, 1)
+  return np.clip(high * raw, least, 1)

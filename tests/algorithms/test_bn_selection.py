@@ -121,6 +121,9 @@ def test_candidates_keep_one_number_and_no_layer_empty():
     counts = pool.density_pool(shapes, density, 20, seed=1)
     assert (counts.sum(1) == round(density * sizes.sum())).all()
     assert (counts >= 1).all() and (counts <= sizes[None]).all()
+    # every output has a weight, where a uniform mask has as many
+    least = np.minimum([256, 128, 10], np.floor(density * sizes))
+    assert (counts >= least[None]).all()
     np.testing.assert_allclose(counts[0] / sizes, density, atol=1 / 1280)
   counts = pool.density_pool(shapes, 0.02, 20, seed=1)
   assert np.ptp(np.log(counts), axis=0).min() > 0.5  # candidates differ
