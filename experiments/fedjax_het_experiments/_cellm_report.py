@@ -282,6 +282,7 @@ def save_masks(path: pathlib.Path, masks: Mapping[str, Masks]) -> None:
     )
     axes.set_title(name, loc="left")
     axes.set_xlabel("rounds")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     figure.colorbar(image, ax=axes, label="kept (%)")
   panels[0].set_yticks(range(tall), next(iter(masks.values())).names)
   write_bytes_atomic(path, png(figure))
