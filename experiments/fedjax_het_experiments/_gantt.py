@@ -10,6 +10,8 @@ from fedjax_het.training.files import write_bytes_atomic
 from fedjax_het.training.plots import COLOURS, png
 from fedjax_het_experiments._async_runs import Contender, Problem
 
+_CLIENTS, _MERGES = 30, 400  # most rows, and most lines, of a panel
+
 
 def save_gantt(
   path: pathlib.Path,
@@ -22,7 +24,8 @@ def save_gantt(
 
   Args:
     path: of the PNG.
-    problem: whose clients; slow ones are drawn below.
+    problem: whose clients; slow ones are drawn below, of many clients a few
+      of all speeds.
     rows: (contender, its knob), a panel each.
     share: of the horizon that is shown.
   """
@@ -30,6 +33,8 @@ def save_gantt(
 
   until = share * problem.horizon
   order = np.argsort(-problem.speeds)
+  few = np.linspace(0, len(order) - 1, min(len(order), _CLIENTS))
+  order = order[few.round().astype(int)]
   height = {int(client): place for place, client in enumerate(order)}
   tall = 0.18 * len(order) + 0.7
   figure = Figure((10, tall * len(rows) + 0.3), dpi=150, layout="constrained")
@@ -37,6 +42,8 @@ def save_gantt(
   for axes, (contender, knob) in zip(panels, rows, strict=True):
     tasks, merges = _played(problem, contender, knob, until)
     for task in tasks:
+      if task.client not in height:
+        continue
       axes.barh(
         height[task.client],
         min(task.arrives, until) - task.sent,
@@ -46,16 +53,17 @@ def save_gantt(
         edgecolor="white",
         linewidth=0.6,
       )
-    for at in merges:
+    for at in merges if len(merges) <= _MERGES else ():
       axes.axvline(at, color="#333333", linewidth=0.5, alpha=0.6)
     axes.set_xlim(0, until)
     axes.set_yticks([])
     axes.set_ylabel("clients\nslow      fast", fontsize=8)
-    axes.set_title(contender.name, loc="left", fontsize=10, fontweight="bold")
+    title = f"{contender.name}, {len(merges):,} merges"
+    axes.set_title(title, loc="left", fontsize=10, fontweight="bold")
     axes.spines[["right", "top", "left"]].set_visible(False)
   panels[-1].set_xlabel(
     "virtual seconds; a bar is a client at work, its colour its group, a line "
-    "a merge"
+    f"a merge (up to {_MERGES})"
   )
   write_bytes_atomic(path, png(figure))
   return path
