@@ -58,7 +58,7 @@ def save_gantt(
     axes.set_xlim(0, until)
     axes.set_yticks([])
     axes.set_ylabel("clients\nslow      fast", fontsize=8)
-    title = f"{contender.name}, {len(merges):,} merges"
+    title = f"{contender.name} (merges: {len(merges):,})"
     axes.set_title(title, loc="left", fontsize=10, fontweight="bold")
     axes.spines[["right", "top", "left"]].set_visible(False)
   panels[-1].set_xlabel(
