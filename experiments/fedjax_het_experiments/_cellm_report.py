@@ -16,7 +16,7 @@ from fedjax_het.models.lora import Adapted
 from fedjax_het.training.arms import Arm
 from fedjax_het.training.files import write_bytes_atomic
 from fedjax_het.training.plots import format_bytes, png
-from fedjax_het.training.report import markdown_table
+from fedjax_het.training.report import markdown_table, plus_minus
 from fedjax_het.training.stats import (
   Verdict,
   first_reach,
@@ -53,17 +53,12 @@ class Masks(NamedTuple):
   density: np.ndarray
 
 
-def last_three(arm: Arm) -> np.ndarray:
-  """f64[S], %: the mean of the last three evaluations, which swing."""
-  return 100 * arm.accuracy[:, -3:].mean(axis=1)
-
-
 def verdicts(arms: Mapping[str, Arm]) -> list[Verdict]:
   """What the runs say about the claims, in pairs of seeds."""
   seeds = len(arms[DENSE].final)
 
   def gap(a, b):
-    return paired_interval(last_three(arms[a]), last_three(arms[b]))
+    return paired_interval(100 * arms[a].last_three, 100 * arms[b].last_three)
 
   def row(claim, criterion, found, outcome, measured=None):
     text = measured or f"{found.mean:+.2f} points"
@@ -212,10 +207,10 @@ def price_table(arms: Mapping[str, Arm]) -> str:
   rows = []
   dense = arms[DENSE].sent_bytes[:, -1].mean()
   for arm in arms.values():
-    values = last_three(arm)
-    spread = f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else ""
     share = arm.sent_bytes[:, -1].mean() / dense
-    rows.append([arm.name, f"{values.mean():.2f}{spread}", f"{1 / share:.1f}"])
+    rows.append(
+      [arm.name, plus_minus(100 * arm.last_three), f"{1 / share:.1f}"]
+    )
   return markdown_table(
     ["arm", "accuracy (%)", "times fewer bytes than dense LoRA"], rows
   )

@@ -98,9 +98,9 @@ def table(
   arms: Sequence[Arm], target: float, schedules: dict[str, dict[str, float]]
 ) -> str:
   """Time to target relative to FedAvg, beside what the schedules do."""
-  rows = []
+  rows, relative = [], ratios(arms, target)
   for arm in arms:
-    ratio = geometric(ratios(arms, target)[arm.name])
+    ratio = geometric(relative[arm.name])
     reached = np.isfinite(first_reach(arm.seconds, arm.accuracy, target))
     of = schedules[arm.name]
     rows.append(

@@ -53,8 +53,9 @@ def save_gantt(
         edgecolor="white",
         linewidth=0.6,
       )
-    for at in merges if len(merges) <= _MERGES else ():
-      axes.axvline(at, color="#333333", linewidth=0.5, alpha=0.6)
+    if len(merges) <= _MERGES:
+      for at in merges:
+        axes.axvline(at, color="#333333", linewidth=0.5, alpha=0.6)
     axes.set_xlim(0, until)
     axes.set_yticks([])
     axes.set_ylabel("clients\nslow      fast", fontsize=8)

@@ -11,7 +11,7 @@ from fedjax_het.algorithms import gate_density, gate_judge, gating
 from fedjax_het.training.arms import Arm
 from fedjax_het.training.files import write_bytes_atomic
 from fedjax_het.training.plots import COLOURS, png
-from fedjax_het.training.report import markdown_table
+from fedjax_het.training.report import markdown_table, plus_minus
 from fedjax_het.training.stats import (
   Interval,
   Verdict,
@@ -149,7 +149,7 @@ def accuracy_table(arms: Mapping[str, Arm], found: Mapping[str, Gates]) -> str:
     clients = [arms[name].client_accuracy, *gate.accuracy.values()]
     figures = [100 * each.mean(axis=1) for each in clients]
     figures += [100 * gate.used, 100 * gate.sent]
-    rows.append([name, *(_plus_minus(figure) for figure in figures)])
+    rows.append([name, *(plus_minus(figure) for figure in figures)])
   head = ["arm", "client level (%)"]
   head += [f"batch-{together} (%)" for together in TOGETHER]
   return markdown_table([*head, "used in a batch (%)", "sent up (%)"], rows)
@@ -192,8 +192,3 @@ def save_density(path: pathlib.Path, found: Mapping[str, Gates]) -> None:
   axes.spines[["right", "top"]].set_visible(False)
   figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
   write_bytes_atomic(path, png(figure))
-
-
-def _plus_minus(values: np.ndarray) -> str:
-  spread = f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else ""
-  return f"{values.mean():.2f}{spread}"

@@ -14,7 +14,7 @@ from fedjax_het.training import metrics
 from fedjax_het.training.arms import Arm
 from fedjax_het.training.files import write_bytes_atomic
 from fedjax_het.training.plots import COLOURS, STYLES, png
-from fedjax_het.training.report import markdown_table
+from fedjax_het.training.report import markdown_table, plus_minus
 from fedjax_het_experiments import _final_runs
 from fedjax_het_experiments._comparison import Method
 from fedjax_het_experiments._dealing import deal
@@ -131,7 +131,7 @@ def judged(
 def judge_table(by_judge: Mapping[str, Mapping[str, np.ndarray]]) -> str:
   """Accuracy of each arm in %, by judge: mean ± standard deviation."""
   rows = [
-    [name, *(_plus_minus(100 * found[judge]) for judge in JUDGES)]
+    [name, *(plus_minus(100 * found[judge]) for judge in JUDGES)]
     for name, found in by_judge.items()
   ]
   return markdown_table(["arm", *(f"{judge} (%)" for judge in JUDGES)], rows)
@@ -145,10 +145,10 @@ def cost_table(found: Mapping[str, Curves]) -> str:
     rows.append(
       [
         name,
-        _plus_minus(curve.longest.sum(1)),
-        _plus_minus(curve.spread[:, :third].mean(1)),
-        _plus_minus(curve.spread[:, -third:].mean(1)),
-        _plus_minus(100 * curve.sparsity[:, -1]),
+        plus_minus(curve.longest.sum(1)),
+        plus_minus(curve.spread[:, :third].mean(1)),
+        plus_minus(curve.spread[:, -third:].mean(1)),
+        plus_minus(100 * curve.sparsity[:, -1]),
         f"{curve.rank[:, -third:].mean():.1f}",
         ", ".join(
           f"{100 * kept[:, -1].mean():.0f}" for kept in curve.kept.values()
@@ -217,8 +217,3 @@ def _save(path, draw) -> pathlib.Path:
   axes.set_axisbelow(True)
   write_bytes_atomic(path, png(figure))
   return path
-
-
-def _plus_minus(values: np.ndarray) -> str:
-  spread = f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else ""
-  return f"{values.mean():.2f}{spread}"

@@ -10,7 +10,7 @@ from fedjax_het.masks import tree
 from fedjax_het.masks.sparse_wire import mask_nbytes
 from fedjax_het.training.arms import Arm
 from fedjax_het.training.plots import format_bytes
-from fedjax_het.training.report import markdown_table
+from fedjax_het.training.report import markdown_table, plus_minus
 from fedjax_het_experiments._tiny_masks import Choice
 
 DENSE, UNIFORM, ERK = "FedAvg, dense", "uniform mask", "ERK mask"
@@ -29,11 +29,6 @@ _FIRST = {
 
 #: Mask -> (weights, mask) of each seed.
 Masks = Mapping[str, Sequence[tuple[Params, PyTree]]]
-
-
-def last_three(arm: Arm) -> np.ndarray:
-  """f64[S], %: the mean of the last three evaluations, which swing."""
-  return 100 * arm.accuracy[:, -3:].mean(axis=1)
 
 
 def charge(
@@ -76,8 +71,7 @@ def accuracy_table(arms: Sequence[Arm]) -> str:
   """The figure that the verdicts use, mean ± standard deviation."""
   rows = []
   for arm in arms:
-    values = last_three(arm)
-    rows.append([arm.name, f"{values.mean():.2f} ± {values.std(ddof=1):.2f}"])
+    rows.append([arm.name, plus_minus(100 * arm.last_three)])
   return markdown_table(["arm", "mean of the last three evaluations (%)"], rows)
 
 

@@ -55,7 +55,6 @@ from fedjax_het_experiments._tiny_report import (
   SYNFLOW,
   UNIFORM,
   charge,
-  last_three,
   notes,
 )
 
@@ -134,10 +133,10 @@ def methods(start, prunings) -> list[Method]:
 def verdicts(arms: dict[str, Arm]) -> list[Verdict]:
   """What the runs say, in pairs of seeds; LotteryFL has no global model."""
   seeds = len(arms[FEDTINY].final)
-  best = max(RIVALS, key=lambda name: last_three(arms[name]).mean())
+  best = max(RIVALS, key=lambda name: arms[name].last_three.mean())
 
   def row(claim, a, b, *, null=False):
-    gap = paired_interval(last_three(arms[a]), last_three(arms[b]))
+    gap = paired_interval(100 * arms[a].last_three, 100 * arms[b].last_three)
     within = "; within 2 points of 0: NULL, as expected" if null else ""
     outcome = "FAIL"
     if gap.low > 0:

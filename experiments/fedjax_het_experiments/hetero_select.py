@@ -33,7 +33,11 @@ from fedjax_het.selection import (
   uniform,
 )
 from fedjax_het.training.arms import Arm
-from fedjax_het.training.report import markdown_table, write_report
+from fedjax_het.training.report import (
+  markdown_table,
+  plus_minus,
+  write_report,
+)
 from fedjax_het.training.stats import (
   Interval,
   Verdict,
@@ -196,9 +200,7 @@ def table(arms: list[Arm]) -> str:
       drop(arm),
       100 * arm.class_accuracy.min(axis=1),
     )
-    rows.append(
-      [arm.name, *(f"{f.mean():.2f} ± {f.std(ddof=1):.2f}" for f in figures)]
-    )
+    rows.append([arm.name, *map(plus_minus, figures)])
   head = ["arm", "peak (%)", "final (%)", "drop", "worst class (%)"]
   return markdown_table(head, rows)
 

@@ -39,6 +39,11 @@ class Arm(NamedTuple):
     return self.accuracy[:, -1]
 
   @property
+  def last_three(self) -> np.ndarray:
+    """f64[S]: mean accuracy of the last three evaluations; curves swing."""
+    return self.accuracy[:, -3:].mean(axis=1)
+
+  @property
   def sent_bytes(self) -> np.ndarray | None:
     """f64[S, E]: bytes over the wire in both directions."""
     if self.up_bytes is None or self.down_bytes is None:

@@ -243,6 +243,12 @@ def _total(values: np.ndarray | None) -> str:
   return "-" if values is None else format_bytes(values[:, -1].mean())
 
 
+def plus_minus(values: np.ndarray) -> str:
+  """Mean ± standard deviation over seeds, f64[S]; one seed has no deviation."""
+  spread = f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else ""
+  return f"{values.mean():.2f}{spread}"
+
+
 def markdown_table(
   headings: Sequence[str], rows: Sequence[Sequence[str]]
 ) -> str:

@@ -66,6 +66,15 @@ def test_an_arm_of_seeds_in_one_run():
   np.testing.assert_array_equal(arm.final, accuracy[-1])
 
 
+def test_the_last_three_evaluations_as_mean_and_deviation():
+  accuracy = np.array([[0.9, 0.1, 0.2, 0.3], [0.9, 0.4, 0.4, 0.4]])
+  arm = Arm("x", np.arange(4), accuracy)
+  np.testing.assert_allclose(arm.last_three, [0.2, 0.4])
+  # deviation over seeds: |0.2 - 0.4| / sqrt(2) = 0.1414
+  assert report.plus_minus(100 * arm.last_three) == "30.00 ± 14.14"
+  assert report.plus_minus(np.array([1.5])) == "1.50"
+
+
 def test_seeds_in_separate_runs_are_joined():
   runs = [
     make_records([0.1 * s, 0.2 * s], RNG.uniform(size=(2, 7)).tolist(), None)
