@@ -176,6 +176,29 @@ def packed(tmp_path, size=(32, 32), kind="JPEG", **change):
   return path
 
 
+def test_the_first_test_jpegs_are_of_several_classes(tmp_path):
+  count = 40
+  colours = np.repeat(np.arange(4), count)  # sorted by class, as the file is
+  blobs = []
+  for label in colours:
+    stream = io.BytesIO()
+    Image.new("RGB", (32, 32), COLOURS[label]).save(stream, "JPEG")
+    blobs.append(stream.getvalue())
+  packed(
+    tmp_path,
+    blob=np.frombuffer(b"".join(blobs), np.uint8),
+    offsets=np.cumsum([0, *map(len, blobs)]),
+    label=colours.astype(np.uint8),
+    is_test=np.tile([0, 1], 2 * count).astype(np.uint8),
+  )
+  got = sources.load("cifar10_jpeg", tmp_path)
+  assert np.bincount(got.test_y).tolist() == [count // 2] * 4
+  assert len(set(got.test_y[: count // 2].tolist())) == 4
+  # an image goes with its label: the colours are far apart
+  each = [got.test_x[got.test_y == label] for label in range(4)]
+  assert all(np.ptp(images.mean((1, 2)), axis=0).max() < 0.1 for images in each)
+
+
 def test_jpegs_are_decoded(tmp_path):
   x, y, is_test = _jpeg.load_npz(packed(tmp_path))
   assert y.tolist() == [0, 1, 2, 3]

@@ -69,7 +69,8 @@ def test_the_binary(source_env, tmp_path):
   )
   assert done.returncode == 0, done.stderr
   text = (tmp_path / "summary.md").read_text()
-  assert text.count("| pFedGate s=0.5 |") == 2  # the arms, the evaluations
+  # the arms, the evaluations, the densities
+  assert text.count("| pFedGate s=0.5 |") == 3
   row = next(
     line
     for line in text.splitlines()
