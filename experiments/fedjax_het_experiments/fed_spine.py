@@ -16,8 +16,9 @@ pruned models on held-out images: the honest core, and open.
 
 Command:
   fedjax-het fed_spine --flagfile=fed_spine.fashion_mnist
+  fedjax-het fed_spine --flagfile=fed_spine.cifar10
 Minutes: see experiments/README.md (measured).
-Expected (measured): FAIL, FAIL, PASS against each client's own random draw,
+Expected (measured, on both): FAIL, FAIL, PASS against each client's own random draw,
 FAIL against one draw for all and against magnitude.
 """
 
