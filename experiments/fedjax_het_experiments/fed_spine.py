@@ -18,8 +18,8 @@ Command:
   fedjax-het fed_spine --flagfile=fed_spine.fashion_mnist
   fedjax-het fed_spine --flagfile=fed_spine.cifar10
 Minutes: see experiments/README.md (measured).
-Expected (measured, on both): FAIL, FAIL, PASS against each client's own random draw,
-FAIL against one draw for all and against magnitude.
+Expected (measured, on both): FAIL, FAIL, PASS against each client's own random
+draw, FAIL against one draw for all and against magnitude.
 """
 
 import time
