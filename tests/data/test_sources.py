@@ -157,16 +157,16 @@ def test_fashion_mnist_of_the_debian_package():
 COLOURS = [(250, 10, 10), (10, 250, 10), (10, 10, 250), (120, 120, 120)]
 
 
-def packed(tmp_path, size=(32, 32), kind="JPEG", **change):
+def packed(tmp_path, size=(32, 32), kind="JPEG", labels=(0, 1, 2, 3), **change):
   blobs = []
-  for colour in COLOURS:
+  for label in labels:
     stream = io.BytesIO()
-    Image.new("RGB", size, colour).save(stream, kind)
+    Image.new("RGB", size, COLOURS[label]).save(stream, kind)
     blobs.append(stream.getvalue())
   arrays = {
     "blob": np.frombuffer(b"".join(blobs), np.uint8),
     "offsets": np.cumsum([0, *map(len, blobs)]),
-    "label": np.array([0, 1, 2, 3], np.uint8),
+    "label": np.array(labels, np.uint8),
     "is_test": np.array([0, 0, 1, 0], np.uint8),
     "classes": np.array([b"a", b"b", b"c", b"d"]),
     **change,
@@ -178,17 +178,9 @@ def packed(tmp_path, size=(32, 32), kind="JPEG", **change):
 
 def test_the_first_test_jpegs_are_of_several_classes(tmp_path):
   count = 40
-  colours = np.repeat(np.arange(4), count)  # sorted by class, as the file is
-  blobs = []
-  for label in colours:
-    stream = io.BytesIO()
-    Image.new("RGB", (32, 32), COLOURS[label]).save(stream, "JPEG")
-    blobs.append(stream.getvalue())
   packed(
     tmp_path,
-    blob=np.frombuffer(b"".join(blobs), np.uint8),
-    offsets=np.cumsum([0, *map(len, blobs)]),
-    label=colours.astype(np.uint8),
+    labels=np.repeat(np.arange(4), count),  # sorted by class, as the file is
     is_test=np.tile([0, 1], 2 * count).astype(np.uint8),
   )
   got = sources.load("cifar10_jpeg", tmp_path)
